@@ -1,0 +1,365 @@
+//! The connections to NATS, one per kind of traffic.
+//!
+//! An async-nats client is one task that reads, then writes: bulk traffic on
+//! it delays everything else. So appends, pulls, and control (buckets,
+//! requests, stream management) each have a client, and leases one more.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr,
+    connection::State,
+    jetstream::{self, Context, ContextBuilder, context::PublishErrorKind},
+};
+use bytes::Bytes;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use crate::{
+    bucket::Bucket,
+    chain,
+    id::Incarnation,
+    notice::Notices,
+    secret::Secret,
+    stream::{self, BucketName, ProvisionError},
+    subject,
+};
+
+/// What survives what; see ARCHITECTURE.md, "What is promised".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Confirmed means written to the OS: survives any process, not a power cut.
+    Default,
+    /// Confirmed means on disk.
+    Durable,
+}
+
+/// How to reach the bus, and what its streams must be.
+#[derive(Clone, Debug)]
+pub struct BusConfig {
+    /// `nats://…`, several separated by commas; may carry user and password.
+    pub url: Secret,
+    /// Shown by NATS beside each connection.
+    pub name: String,
+    /// Copies of each stream and bucket: 1, 3 or 5.
+    pub replicas: usize,
+    /// How long the log is kept.
+    pub retain: Duration,
+    /// How long an envelope may stay unacknowledged before it is delivered again.
+    pub ack_wait: Duration,
+    /// What a confirmation means.
+    pub profile: Profile,
+}
+
+/// The bus could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address cannot be one.
+    #[error("NATS address {url:?} is not a nats:// URL")]
+    Url {
+        /// As given, without user and password.
+        url: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The server is too old for what this system builds on.
+    #[error(
+        "the NATS server at {url} is version {version}; qiyu needs 2.14 or newer, whose per-key \
+         expiry and CAS rules its leases rely on"
+    )]
+    TooOld {
+        /// Where.
+        url: String,
+        /// What it says of itself.
+        version: String,
+    },
+    /// It does not know us.
+    #[error("the NATS server at {url} refuses the user and password of QIYU_NATS_URL")]
+    Denied {
+        /// Where.
+        url: String,
+        /// Its words.
+        source: async_nats::ConnectError,
+    },
+    /// It was never reached before the process was told to stop.
+    #[error("the NATS server at {url} could not be reached")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// The last attempt's fault.
+        source: async_nats::ConnectError,
+    },
+}
+
+/// How long one publish may wait for its PubAck before it is tried again under the same id.
+pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+/// PubAcks a process may await at once. 25,000 starved consumers of the same
+/// server to a twentieth of their rate (nats.rs #1285); 1000 did not.
+const PUBLISH_INFLIGHT_MAX: usize = 1_000;
+/// How long a request to the control plane may take.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
+/// A half-open connection is noticed after two of these.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// First connection: how long to keep trying. Processes may start in any order.
+const FIRST_CONNECT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The bus. Cheap to clone.
+#[derive(Clone)]
+pub struct Bus {
+    pub(crate) publish: Context,
+    pub(crate) consume: Context,
+    pub(crate) control: Context,
+    config: Arc<BusConfig>,
+    /// Counts connections made; moves when any of them comes back.
+    connected: watch::Receiver<u64>,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bus({})", self.config.name)
+    }
+}
+
+impl Bus {
+    /// Connects, and keeps trying for two minutes: the bus may start later than we.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]; a server under 2.14 is refused at once.
+    pub async fn connect(config: &BusConfig) -> Result<Self, ConnectError> {
+        let shown = shown(config.url.expose());
+        let (connected_tx, connected) = watch::channel(0);
+        let connected_tx = Arc::new(connected_tx);
+        let publish = client(config, "publish", &connected_tx).await?;
+        let version = publish.server_info().version;
+        if !publish.is_server_compatible(2, 14, 0) {
+            return Err(ConnectError::TooOld { url: shown, version });
+        }
+        let consume = client(config, "consume", &connected_tx).await?;
+        let control = client(config, "control", &connected_tx).await?;
+        info!(server = %version, url = %shown, "connected to NATS");
+        Ok(Self {
+            publish: context(publish),
+            consume: context(consume),
+            control: context(control),
+            config: Arc::new(config.clone()),
+            connected,
+        })
+    }
+
+    /// A further connection for one purpose that must not wait behind others: leases.
+    pub(crate) async fn dedicated(&self, purpose: &str) -> Result<Context, ConnectError> {
+        let unheard = Arc::new(watch::channel(0).0);
+        Ok(context(client(&self.config, purpose, &unheard).await?))
+    }
+
+    /// Wakes when a connection that was lost is back: whatever a server keeps
+    /// in memory for us may be gone with the old one.
+    pub(crate) fn reconnects(&self) -> watch::Receiver<u64> {
+        let mut connected = self.connected.clone();
+        connected.mark_unchanged();
+        connected
+    }
+
+    /// The settings it was made with.
+    pub fn config(&self) -> &BusConfig {
+        &self.config
+    }
+
+    /// Makes every stream and bucket, or brings those that exist to today's settings.
+    ///
+    /// # Errors
+    ///
+    /// [`ProvisionError`] names the first that NATS refused.
+    pub async fn provision(&self) -> Result<(), ProvisionError> {
+        stream::provision(&self.control, &self.config).await
+    }
+
+    /// Whether all connections are up, as far as they know.
+    pub fn is_connected(&self) -> bool {
+        [&self.publish, &self.consume, &self.control]
+            .iter()
+            .all(|js| js.client().connection_state() == State::Connected)
+    }
+
+    /// A bucket, on the control connection.
+    pub fn bucket(&self, name: BucketName) -> Bucket {
+        Bucket::new(self.control.clone(), name, Some(self.reconnects()))
+    }
+
+    /// Listens to the notices for one gateway incarnation.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is closed.
+    pub async fn notices(
+        &self,
+        gateway: &Incarnation,
+    ) -> Result<Notices, async_nats::SubscribeError> {
+        Ok(Notices(self.consume.client().subscribe(subject::notices(gateway)).await?))
+    }
+
+    /// Publishes outside JetStream and forgets about it.
+    pub(crate) async fn publish_and_forget(&self, subject: String, payload: Bytes) {
+        // While disconnected the client's channel fills and publish would wait without end.
+        let client = self.publish.client();
+        let sent = client.publish(subject, payload);
+        match tokio::time::timeout(Duration::from_millis(100), sent).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(error = %chain(&error), "notice lost"),
+            Err(_) => debug!("notice lost: the connection is busy"),
+        }
+    }
+
+    /// Lets what was written reach the server, then disconnects.
+    pub async fn close(&self) {
+        for js in [&self.publish, &self.consume, &self.control] {
+            let flushed = tokio::time::timeout(Duration::from_secs(2), js.client().flush()).await;
+            if !matches!(flushed, Ok(Ok(()))) {
+                debug!("NATS connection closed unflushed");
+            }
+            js.client().drain().await.ok();
+        }
+    }
+}
+
+async fn client(
+    config: &BusConfig,
+    purpose: &str,
+    connected: &Arc<watch::Sender<u64>>,
+) -> Result<Client, ConnectError> {
+    let addrs = config
+        .url
+        .expose()
+        .split(',')
+        .map(|url| url.trim().parse::<ServerAddr>())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| ConnectError::Url { url: shown(config.url.expose()), source })?;
+    let started = tokio::time::Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let name = format!("{} {purpose}", config.name);
+        let (owned_purpose, connected) = (purpose.to_owned(), Arc::clone(connected));
+        let attempt = credentials(&addrs)
+            .name(name)
+            .ping_interval(PING_INTERVAL)
+            .connection_timeout(Duration::from_secs(5))
+            .request_timeout(Some(CONTROL_TIMEOUT))
+            .client_capacity(8192)
+            .reconnect_delay_callback(|attempts| {
+                Duration::from_millis((50 * attempts as u64).min(1_000))
+            })
+            .event_callback(move |event| {
+                let (purpose, connected) = (owned_purpose.clone(), Arc::clone(&connected));
+                async move {
+                    match event {
+                        Event::Disconnected => warn!(%purpose, "disconnected from NATS"),
+                        Event::Connected => {
+                            info!(%purpose, "NATS connection is up");
+                            connected.send_modify(|connections| *connections += 1);
+                        }
+                        Event::SlowConsumer(sid) => {
+                            warn!(%purpose, sid, "NATS messages dropped: reader too slow");
+                        }
+                        other => debug!(%purpose, event = %other, "NATS event"),
+                    }
+                }
+            })
+            .connect(&addrs)
+            .await;
+        match attempt {
+            Ok(client) => return Ok(client),
+            Err(source)
+                if matches!(
+                    source.kind(),
+                    ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation
+                ) =>
+            {
+                return Err(ConnectError::Denied { url: shown(config.url.expose()), source });
+            }
+            Err(source) if FIRST_CONNECT_PATIENCE < started.elapsed() => {
+                return Err(ConnectError::Unreachable { url: shown(config.url.expose()), source });
+            }
+            Err(error) => {
+                warn!(error = %chain(&error), url = %shown(config.url.expose()), "NATS is not there yet, trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+        }
+    }
+}
+
+/// Options with the user and password of the URL, which async-nats does not look at.
+fn credentials(addrs: &[ServerAddr]) -> ConnectOptions {
+    let named = addrs
+        .iter()
+        .find_map(|addr| Some((addr.username()?.to_owned(), addr.password()?.to_owned())));
+    match named {
+        Some((user, password)) => ConnectOptions::with_user_and_password(user, password),
+        None => ConnectOptions::new(),
+    }
+}
+
+fn context(client: Client) -> Context {
+    ContextBuilder::new()
+        .timeout(CONTROL_TIMEOUT)
+        .ack_timeout(PUBLISH_TIMEOUT)
+        .max_ack_inflight(PUBLISH_INFLIGHT_MAX)
+        .build(client)
+}
+
+/// A URL without user and password, for people to see.
+pub fn shown(url: &str) -> String {
+    url.split(',')
+        .map(|one| match (one.find("://"), one.rfind('@')) {
+            (Some(scheme), Some(at)) => format!("{}{}", &one[..scheme + 3], &one[at + 1..]),
+            (None, Some(at)) => one[at + 1..].to_owned(),
+            _ => one.to_owned(),
+        })
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+/// Whether a failed publish may succeed when tried again under the same id.
+/// `StreamNotFound` is what a 503 during an election looks like.
+pub(crate) fn is_transient(
+    kind: PublishErrorKind,
+    error: &jetstream::context::PublishError,
+) -> bool {
+    match kind {
+        PublishErrorKind::StreamNotFound
+        | PublishErrorKind::TimedOut
+        | PublishErrorKind::BrokenPipe
+        | PublishErrorKind::MaxAckPending => true,
+        PublishErrorKind::WrongLastMessageId
+        | PublishErrorKind::WrongLastSequence
+        | PublishErrorKind::MaxPayloadExceeded => false,
+        // A retry whose first copy is still being proposed is answered 10158 on R3.
+        PublishErrorKind::Other => {
+            !matches!(error_code(error), Some(SUBJECT_FULL | MESSAGE_TOO_LARGE))
+        }
+    }
+}
+
+/// `message size exceeds maximum allowed` by the stream.
+const MESSAGE_TOO_LARGE: u64 = 10054;
+
+/// `maximum messages per subject exceeded`: with discard New, the queue of one gateway is full.
+pub(crate) const SUBJECT_FULL: u64 = 10077;
+
+/// The JetStream error code behind a failed publish, if the server gave one.
+pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<u64> {
+    let source = std::error::Error::source(error)?;
+    source.downcast_ref::<jetstream::Error>().map(|e| e.error_code().0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn a_shown_url_has_no_password() {
+        assert_eq!(shown("nats://u:p@h:4222"), "nats://h:4222");
+        assert_eq!(shown("nats://h:1,u:p@g:2"), "nats://h:1,g:2");
+    }
+}

@@ -1,0 +1,284 @@
+//! Ids, parsed once where they enter and trusted everywhere behind.
+
+use std::{fmt, num::NonZeroU64, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+/// A value that cannot be the id it was offered as.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{raw:?} is not a valid {of}: {rule}")]
+pub struct BadId {
+    /// Which id was wanted.
+    pub of: &'static str,
+    /// What was offered, cut to 80 characters.
+    pub raw: String,
+    /// What would have been accepted.
+    pub rule: &'static str,
+}
+
+impl BadId {
+    fn new(of: &'static str, raw: impl fmt::Display, rule: &'static str) -> Self {
+        let raw = raw.to_string().chars().take(80).collect();
+        Self { of, raw, rule }
+    }
+}
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($raw:ty) >= $floor:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "u64")] // a number off the wire meets the same check
+        pub struct $name($raw);
+
+        impl $name {
+            /// The plain number.
+            pub fn get(self) -> $raw {
+                self.0
+            }
+        }
+
+        impl TryFrom<u64> for $name {
+            type Error = BadId;
+            fn try_from(raw: u64) -> Result<Self, BadId> {
+                match <$raw>::try_from(raw) {
+                    Ok(number) if $floor <= number => Ok(Self(number)),
+                    _ => Err(BadId::new(
+                        stringify!($name),
+                        raw,
+                        concat!("a whole number, at least ", stringify!($floor)),
+                    )),
+                }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadId;
+            /// Digits only: no sign, no space, no leading zero to give one id two spellings.
+            fn from_str(raw: &str) -> Result<Self, BadId> {
+                let rule = concat!("a whole number, at least ", stringify!($floor));
+                let bad = || BadId::new(stringify!($name), raw, rule);
+                if raw.starts_with('0') || !raw.bytes().all(|b| b.is_ascii_digit()) {
+                    return Err(bad());
+                }
+                raw.parse::<u64>().map_err(|_| bad())?.try_into()
+            }
+        }
+
+        /// Digits only, so no id can put a dot or a wildcard into a subject.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number!(
+    /// A tenant. Other ids are unique only inside one.
+    AppId(u32) >= 10_000
+);
+number!(
+    /// A person. Real ones exceed 2^53, so never let one pass through a float.
+    UserId(u64) >= 10_000
+);
+number!(
+    /// A live room: unique for ever within an app, never used again.
+    RoomId(u64) >= 1
+);
+number!(
+    /// A message: its position in the log, equal for every recipient and redelivery.
+    MsgId(u64) >= 1
+);
+
+/// The number of the stream `IM_IN` in the low byte of its message ids.
+///
+/// A partition that moves to a further stream gets another number, and that
+/// stream starts above the last sequence of this one, so ids keep rising.
+const LOG_NUMBER: u64 = 1;
+
+impl MsgId {
+    /// The id of the event stored at `seq` of `IM_IN`.
+    pub fn at(seq: u64) -> Self {
+        Self(seq << 8 | LOG_NUMBER)
+    }
+
+    /// The sequence in `IM_IN` this id names.
+    pub fn seq(self) -> u64 {
+        self.0 >> 8
+    }
+}
+
+/// One connection of one gateway incarnation; never used again within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ConnId(pub NonZeroU64);
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "Arc<str>")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text: 1 to 64 of `[A-Za-z0-9_-]`.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<Arc<str>> for $name {
+            type Error = BadId;
+            fn try_from(raw: Arc<str>) -> Result<Self, BadId> {
+                let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+                if (1..=64).contains(&raw.len()) && raw.bytes().all(good) {
+                    Ok(Self(raw))
+                } else {
+                    Err(BadId::new(stringify!($name), raw, "1 to 64 of A-Z a-z 0-9 _ -"))
+                }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadId;
+            fn from_str(raw: &str) -> Result<Self, BadId> {
+                Arc::<str>::from(raw).try_into()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+name!(
+    /// A gateway's lasting name. What lives and dies is an [`Incarnation`] of it.
+    GatewayId
+);
+name!(
+    /// A fan-out worker.
+    WorkerId
+);
+name!(
+    /// The sender's own name for a message: sent again within 24 h, it stores nothing new.
+    ClientMsgId
+);
+
+/// One life of a gateway, written `<id>.<epoch>`.
+///
+/// Its subject, its consumer and its members belong to it alone: a restart is
+/// another incarnation, so nothing of the old one can be mistaken for the new.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// Which gateway.
+    pub id: GatewayId,
+    /// Rises with every start: the larger of the previous epoch + 1 and the clock in ms.
+    pub epoch: u64,
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.id, self.epoch)
+    }
+}
+
+/// One of the [`Partition::COUNT`] slices of the log.
+#[derive(
+    Default, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Partition(u8);
+
+impl Partition {
+    /// Fixed for a cluster's life: it decides where every room's history lies.
+    pub const COUNT: u8 = 64;
+
+    /// All partitions, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT).map(Self)
+    }
+
+    /// The partition of a room's events.
+    pub fn of_room(app: AppId, room: RoomId) -> Self {
+        Self::of(&format!("{app}.{room}"))
+    }
+
+    /// The partition of a user's sessions and 1:1 messages.
+    pub fn of_user(app: AppId, user: UserId) -> Self {
+        Self::of(&format!("{app}.{user}"))
+    }
+
+    /// Its place in `0..COUNT`.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// FNV-1a, 32 bits: byte for byte what the server's own `partition()` computes.
+    fn of(key: &str) -> Self {
+        let hash = key
+            .bytes()
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        Self(u8::try_from(hash % u32::from(Self::COUNT)).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p{:02}", self.0)
+    }
+}
+
+impl FromStr for Partition {
+    type Err = BadId;
+    fn from_str(raw: &str) -> Result<Self, BadId> {
+        let bad = || BadId::new("Partition", raw, "p00 to p63");
+        let number: u8 = raw.strip_prefix('p').ok_or_else(bad)?.parse().map_err(|_| bad())?;
+        if number < Self::COUNT { Ok(Self(number)) } else { Err(bad()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_one_spelling_and_a_floor() {
+        assert_eq!("285608972927369217".parse::<UserId>().unwrap().get(), 285_608_972_927_369_217);
+        for bad in
+            ["", "9999", "010000", "+10000", "1e5", " 10000", "10000 ", "18446744073709551616"]
+        {
+            assert!(bad.parse::<UserId>().is_err(), "{bad:?}");
+        }
+        assert!(AppId::try_from(1 << 40).is_err());
+    }
+
+    #[test]
+    fn names_cannot_carry_subject_syntax() {
+        for bad in ["", "a.b", "a*", ">", "a b", "é", "a\0", &"x".repeat(65)] {
+            assert!(bad.parse::<GatewayId>().is_err(), "{bad:?}");
+        }
+        assert!("gw-1_A".parse::<ClientMsgId>().is_ok());
+    }
+
+    #[test]
+    fn a_message_id_names_its_sequence() {
+        assert_eq!(MsgId::at(7).seq(), 7);
+        assert!(MsgId::at(7) < MsgId::at(8));
+    }
+
+    #[test]
+    fn partitions_are_what_the_server_would_compute() {
+        // FNV-1a test vectors: "a" and "foobar".
+        assert_eq!(Partition::of("a").0, (0xe40c_292c_u32 % 64) as u8);
+        assert_eq!(Partition::of("foobar").0, (0xbf9c_f968_u32 % 64) as u8);
+        assert_eq!(Partition::all().count(), 64);
+        assert_eq!("p07".parse::<Partition>().unwrap().to_string(), "p07");
+    }
+}

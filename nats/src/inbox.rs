@@ -1,0 +1,108 @@
+//! 1:1 messages of users who are away: a copy that outlives the log.
+
+use std::time::Duration;
+
+use crate::{
+    bus::{Bus, PUBLISH_TIMEOUT},
+    codec,
+    id::{AppId, MsgId, UserId},
+    log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
+    stream, subject,
+};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use futures_util::StreamExt;
+
+pub use crate::command::Kept;
+
+impl Bus {
+    /// Copies a message to its recipient's inbox; a second copy changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::append`].
+    pub async fn keep_in_inbox(
+        &self,
+        app: AppId,
+        user: UserId,
+        msg_id: MsgId,
+        biz_code: i32,
+        data: &str,
+    ) -> Result<(), AppendError> {
+        let subject = subject::inbox(app, user);
+        let kept = Kept { msg_id, biz_code, data: data.to_owned() };
+        let payload = codec::encode(&kept).map_err(|error| AppendError::Refused {
+            subject: subject.clone(),
+            source: error.into(),
+        })?;
+        let key = format!("inbox:{msg_id}");
+        self.publish_stored(subject, payload, &key, Condition::Any, APPEND_DEADLINE).await.map(drop)
+    }
+
+    /// Everything in a user's inbox, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`] when it does not answer.
+    pub async fn read_inbox(&self, app: AppId, user: UserId) -> Result<Vec<Kept>, ReadError> {
+        let entries = self.inbox_entries(app, user).await?;
+        Ok(entries.into_iter().map(|(_, kept)| kept).collect())
+    }
+
+    /// With their places in the stream.
+    async fn inbox_entries(&self, app: AppId, user: UserId) -> Result<Vec<(u64, Kept)>, ReadError> {
+        let open = |source| ReadError::Open { source };
+        let inbox = self.control.get_stream_no_info(stream::INBOX).await;
+        let inbox = inbox.map_err(|error| open(error.into()))?;
+        let consumer = inbox
+            .create_consumer(pull::Config {
+                deliver_policy: DeliverPolicy::All,
+                ack_policy: AckPolicy::None,
+                filter_subject: subject::inbox(app, user),
+                inactive_threshold: Duration::from_secs(30),
+                memory_storage: true,
+                num_replicas: 1,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| open(error.into()))?;
+        let mut left = consumer.cached_info().num_pending;
+        let messages = consumer.stream().expires(Duration::from_secs(5)).messages().await;
+        let mut messages = messages.map_err(|error| open(error.into()))?;
+        let mut found = Vec::new();
+        while 0 < left {
+            let message = tokio::time::timeout(PUBLISH_TIMEOUT, messages.next())
+                .await
+                .map_err(|elapsed| open(elapsed.into()))?
+                .ok_or(ReadError::Silent)?
+                .map_err(|error| open(error.into()))?;
+            let info = message.info().map_err(open)?;
+            left = info.pending;
+            let kept = codec::decode::<Kept>(&message.payload).ok();
+            found.extend(kept.map(|kept| (info.stream_sequence, kept)));
+        }
+        Ok(found)
+    }
+
+    /// Removes from a user's inbox what lies before `position` in the log: what
+    /// was copied there later, by whoever else folds the same, stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`] when it does not answer.
+    pub async fn empty_inbox(
+        &self,
+        app: AppId,
+        user: UserId,
+        position: MsgId,
+    ) -> Result<(), ReadError> {
+        let open = |source| ReadError::Open { source };
+        let inbox = self.control.get_stream_no_info(stream::INBOX).await;
+        let inbox = inbox.map_err(|error| open(error.into()))?;
+        for (seq, kept) in self.inbox_entries(app, user).await? {
+            if kept.msg_id < position {
+                inbox.delete_message(seq).await.map_err(|error| open(error.into()))?;
+            }
+        }
+        Ok(())
+    }
+}

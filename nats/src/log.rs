@@ -1,0 +1,536 @@
+//! The log: appending to it, and reading it back.
+
+use std::{collections::VecDeque, time::Duration};
+
+use async_nats::jetstream::{
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    context::PublishErrorKind,
+    message::PublishMessage,
+    stream::{DirectGetErrorKind, Stream},
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::{sync::watch, time::Instant};
+use tracing::debug;
+
+use crate::{
+    bus::{self, Bus},
+    chain,
+    codec::{self, DecodeError},
+    event::Record,
+    id::{MsgId, RoomId},
+    stream,
+};
+
+/// Where an event was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Its position. Of the first copy, if this one was a repeat.
+    pub msg_id: MsgId,
+    /// Whether an event with this key had been stored before.
+    pub repeated: bool,
+}
+
+/// Why an event is not in the log.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// No PubAck until the deadline. It may be stored; the same key may be tried again.
+    #[error("{subject} was not confirmed within {waited:?}")]
+    Unconfirmed {
+        /// Where to.
+        subject: String,
+        /// How long it was tried.
+        waited: Duration,
+        /// The last attempt's fault.
+        source: async_nats::jetstream::context::PublishError,
+    },
+    /// Something else is there already.
+    #[error("{subject} is already taken")]
+    Taken {
+        /// Where to.
+        subject: String,
+    },
+    /// It can never be stored.
+    #[error("{subject} was refused")]
+    Refused {
+        /// Where to.
+        subject: String,
+        /// Why.
+        source: async_nats::Error,
+    },
+}
+
+/// How long an append is tried before its sender is told that it failed.
+pub const APPEND_DEADLINE: Duration = Duration::from_secs(10);
+/// First pause between attempts; doubled up to [`APPEND_RETRY_MAX`].
+const APPEND_RETRY_MIN: Duration = Duration::from_millis(50);
+/// Last pause between attempts.
+const APPEND_RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// What the subject must be like for an append to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing is asked.
+    Any,
+    /// Nothing was ever stored under this subject: the first one wins.
+    First,
+}
+
+impl Bus {
+    /// Stores `record`, and waits for the log to say so.
+    ///
+    /// The same `key` again within [`stream::DEDUP_WINDOW`] stores nothing and
+    /// returns the first position. Silence is answered by trying the same key
+    /// again, so an answer means exactly one copy.
+    ///
+    /// # Errors
+    ///
+    /// - [`AppendError::Unconfirmed`] after `deadline`: unknown, the same key may be tried again.
+    /// - [`AppendError::Taken`]: `condition` did not hold.
+    /// - [`AppendError::Refused`]: too large, or not encodable; trying again cannot help.
+    ///
+    /// # Source
+    ///
+    /// nats-server `server/stream.go`: a duplicate `Nats-Msg-Id` is answered
+    /// with the sequence kept for it and `"duplicate": true`.
+    pub async fn append(
+        &self,
+        subject: String,
+        record: &Record,
+        key: &str,
+        condition: Condition,
+        deadline: Duration,
+    ) -> Result<Appended, AppendError> {
+        let payload = codec::encode(record).map_err(|error| AppendError::Refused {
+            subject: subject.clone(),
+            source: error.into(),
+        })?;
+        let ack = self.publish_stored(subject, payload, key, condition, deadline).await?;
+        Ok(Appended { msg_id: MsgId::at(ack.sequence), repeated: ack.duplicate })
+    }
+
+    /// A room id no room ever had: the position of an empty entry in a stream of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`AppendError`]; an id may then be lost, which harms nobody.
+    pub async fn next_room_id(&self, deadline: Duration) -> Result<RoomId, AppendError> {
+        let subject = crate::subject::ROOM_IDS.to_owned();
+        // A repeat after a timeout gets the id of the first copy.
+        let key = format!("id:{:032x}", crate::ticket::fresh_nonce());
+        let ack = self
+            .publish_stored(subject.clone(), Bytes::new(), &key, Condition::Any, deadline)
+            .await?;
+        RoomId::try_from(ack.sequence)
+            .map_err(|error| AppendError::Refused { subject, source: error.into() })
+    }
+
+    /// Publishes to any stream until it is confirmed.
+    pub(crate) async fn publish_stored(
+        &self,
+        subject: String,
+        payload: Bytes,
+        key: &str,
+        condition: Condition,
+        deadline: Duration,
+    ) -> Result<async_nats::jetstream::publish::PublishAck, AppendError> {
+        let started = Instant::now();
+        let mut pause = APPEND_RETRY_MIN;
+        loop {
+            let message = PublishMessage::build().payload(payload.clone()).message_id(key);
+            let message = match condition {
+                Condition::Any => message,
+                Condition::First => message.expected_last_subject_sequence(0),
+            };
+            let attempt =
+                async { self.publish.send_publish(subject.clone(), message).await?.await };
+            let error = match attempt.await {
+                Ok(ack) => return Ok(ack),
+                Err(error) => error,
+            };
+            match error.kind() {
+                PublishErrorKind::WrongLastSequence => return Err(AppendError::Taken { subject }),
+                kind if !bus::is_transient(kind, &error) => {
+                    return Err(AppendError::Refused { subject, source: error.into() });
+                }
+                _ if deadline <= started.elapsed() + pause => {
+                    let waited = started.elapsed();
+                    return Err(AppendError::Unconfirmed { subject, waited, source: error });
+                }
+                _ => {}
+            }
+            debug!(%subject, error = %chain(&error), "append not confirmed, trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(APPEND_RETRY_MAX);
+        }
+    }
+
+    /// Reads the log from `after` on: what matches any of `filters`, in log order.
+    ///
+    /// The consumer belongs to this reader alone and goes away with it, or 30 s
+    /// after it fell silent. `name`: unique among living readers; `None` lets
+    /// the server choose.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`].
+    pub async fn read_log(
+        &self,
+        filters: Vec<String>,
+        after: u64,
+        name: Option<String>,
+    ) -> Result<LogReader, ReadError> {
+        let open = |source| ReadError::Open { source };
+        let log = self.consume.get_stream_no_info(stream::IN).await;
+        let log = log.map_err(|error| open(error.into()))?;
+        let consumer = log
+            .create_consumer(pull::Config {
+                name,
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+                ack_policy: AckPolicy::None,
+                filter_subjects: filters,
+                inactive_threshold: Duration::from_secs(30),
+                memory_storage: true,
+                num_replicas: 1,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| open(error.into()))?;
+        let pending = consumer.cached_info().num_pending;
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(READ_BATCH)
+            .expires(Duration::from_secs(10))
+            .heartbeat(Duration::from_secs(2))
+            .messages()
+            .await
+            .map_err(|error| open(error.into()))?;
+        let name = consumer.cached_info().name.clone();
+        let reconnects = self.reconnects();
+        Ok(LogReader { log, name, messages, delivered: 0, pending, silent: 0, reconnects })
+    }
+
+    /// The `wanted` of what matches any of `filters` in (after, until], oldest
+    /// first, `max` of them at most. `until` itself must match a filter: seeing
+    /// it is the proof that nothing before it is missing, which an "end of what
+    /// I have" of a lagging replica is not.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]; after 2 s without news of `until` it is [`ReadError::Silent`].
+    pub async fn read_range(
+        &self,
+        filters: Vec<String>,
+        after: u64,
+        until: MsgId,
+        max: usize,
+        wanted: impl Fn(&LogEntry) -> bool,
+    ) -> Result<Range, ReadError> {
+        let mut reader = self.read_log(filters, after, None).await?;
+        let mut found = Vec::new();
+        while after < until.seq() {
+            let entry = match tokio::time::timeout(RANGE_PATIENCE, reader.next()).await {
+                Ok(entry) => entry?,
+                // The log may have forgotten `until` itself.
+                Err(_) if until.seq() < self.log_bounds().await?.0 => break,
+                Err(_) => return Err(ReadError::Silent),
+            };
+            let msg_id = entry.msg_id();
+            if msg_id <= until && wanted(&entry) {
+                if max <= found.len() {
+                    reader.close().await;
+                    return Ok(Range { entries: found, complete: false });
+                }
+                found.push(entry);
+            }
+            if until <= msg_id {
+                break;
+            }
+        }
+        reader.close().await;
+        Ok(Range { entries: found, complete: true })
+    }
+
+    /// The newest `max` entries under exactly `subject` that lie before `before`
+    /// and are `wanted`, oldest first.
+    ///
+    /// The log reads forwards only: so a window before `before` is read, and a
+    /// wider one as long as it holds too few.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] when the log does not answer.
+    pub async fn read_back(
+        &self,
+        subject: &str,
+        before: u64,
+        max: usize,
+        wanted: impl Fn(&LogEntry) -> bool,
+    ) -> Result<Vec<LogEntry>, ReadError> {
+        let (first, last) = self.log_bounds().await?;
+        let mut end = before.min(last + 1);
+        let mut window = BACK_WINDOW_MIN;
+        let mut found: VecDeque<LogEntry> = VecDeque::new();
+        while first < end && found.len() < max {
+            let start = end.saturating_sub(window).max(first);
+            let mut reader = self.read_log(vec![subject.to_owned()], start - 1, None).await?;
+            let mut here = Vec::new();
+            for _ in 0..reader.pending_at_start() {
+                let entry = tokio::time::timeout(RANGE_PATIENCE, reader.next()).await;
+                let entry = entry.map_err(|_| ReadError::Silent)??;
+                if end <= entry.seq {
+                    break;
+                }
+                if wanted(&entry) {
+                    here.push(entry);
+                }
+            }
+            reader.close().await;
+            for entry in here.into_iter().rev().take(max - found.len()) {
+                found.push_front(entry);
+            }
+            (end, window) = (start, window.saturating_mul(4));
+        }
+        Ok(found.into())
+    }
+
+    /// One entry of the log.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`] when the log does not answer. `Ok(None)`: not there (any more).
+    pub async fn read_one(&self, msg_id: MsgId) -> Result<Option<LogEntry>, ReadError> {
+        let open = |source| ReadError::Open { source };
+        let log = self.control.get_stream_no_info(stream::IN).await;
+        let log = log.map_err(|error| open(error.into()))?;
+        match log.direct_get(msg_id.seq()).await {
+            Ok(message) => Ok(Some(LogEntry {
+                seq: message.sequence,
+                subject: message.subject.to_string(),
+                payload: message.payload,
+                pending: 0,
+                written_ms: 0,
+            })),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(open(error.into())),
+        }
+    }
+
+    /// The newest entry under exactly `subject`, as the log's leader knows it.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`] when the log does not answer. `Ok(None)`: never written, or forgotten.
+    pub async fn read_last(&self, subject: &str) -> Result<Option<LogEntry>, ReadError> {
+        let open = |source| ReadError::Open { source };
+        let log = self.control.get_stream_no_info(stream::IN).await;
+        let log = log.map_err(|error| open(error.into()))?;
+        match log.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(Some(LogEntry {
+                seq: message.sequence,
+                subject: message.subject.to_string(),
+                payload: message.payload,
+                pending: 0,
+                written_ms: 0,
+            })),
+            Err(error)
+                if error.kind()
+                    == async_nats::jetstream::stream::RawMessageErrorKind::NoMessageFound =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(open(error.into())),
+        }
+    }
+
+    /// The first and the last sequence of the log.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`] when the log does not answer.
+    pub async fn log_bounds(&self) -> Result<(u64, u64), ReadError> {
+        let open = |source| ReadError::Open { source };
+        let log = self.control.get_stream(stream::IN).await;
+        let log = log.map_err(|error| open(error.into()))?;
+        let state = &log.cached_info().state;
+        Ok((state.first_sequence, state.last_sequence))
+    }
+
+    /// Keeps what could not be decoded, with where it stood and why.
+    pub async fn bury(&self, entry: &LogEntry, reason: Dead) {
+        let key = format!("dead:{}", entry.seq);
+        let subject = crate::subject::dead(reason.as_str());
+        let stored = self.publish_stored(
+            subject,
+            entry.payload.clone(),
+            &key,
+            Condition::Any,
+            Duration::from_secs(2),
+        );
+        if let Err(error) = stored.await {
+            tracing::error!(seq = entry.seq, error = %chain(&error), "undecodable event not copied to im.dead");
+        }
+    }
+}
+
+/// Why an event is dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dead {
+    /// Its bytes are not an event.
+    Decode,
+    /// It is an event of a kind newer than this build.
+    UnknownKind,
+}
+
+impl Dead {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::UnknownKind => "unknown_kind",
+        }
+    }
+}
+
+/// Entries asked for at once. Wide, because a pull request costs a round trip.
+const READ_BATCH: usize = 500;
+
+/// Sequences of the first window when reading backwards; each further one is four times as wide.
+const BACK_WINDOW_MIN: u64 = 4_096;
+/// How long a range's next entry may take.
+const RANGE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Reading the log failed; start again from a known position.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The log did not answer.
+    #[error("read the log")]
+    Open {
+        /// NATS's words.
+        source: async_nats::Error,
+    },
+    /// Entries are missing between two that arrived.
+    #[error("the log's reader got entry {got} after {expected_after}: some are missing")]
+    Gap {
+        /// The consumer's number of what came.
+        got: u64,
+        /// And of what came before.
+        expected_after: u64,
+    },
+    /// The bus was away and is back.
+    #[error("the log's reader has lost its connection")]
+    Reconnected,
+    /// Nothing came, not even a sign of life, for too long.
+    #[error("the log's reader has fallen silent")]
+    Silent,
+}
+
+/// One entry as it lies in the log.
+#[derive(Clone, Debug)]
+pub struct LogEntry {
+    /// Its position.
+    pub seq: u64,
+    /// Its subject.
+    pub subject: String,
+    /// The encoded [`Record`].
+    pub payload: Bytes,
+    /// How many further entries matched when this one was read in a row; else 0.
+    pub pending: u64,
+    /// When it was stored, by the server's clock, ms since 1970; 0 where it was
+    /// not read in a row.
+    pub written_ms: u64,
+}
+
+impl LogEntry {
+    /// Its id.
+    pub fn msg_id(&self) -> MsgId {
+        MsgId::at(self.seq)
+    }
+
+    /// What it says.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are no [`Record`]; they never will be.
+    pub fn record(&self) -> Result<Record, DecodeError> {
+        codec::decode(&self.payload)
+    }
+}
+
+/// A stretch of the log.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// Oldest first.
+    pub entries: Vec<LogEntry>,
+    /// Whether it reaches to where it was asked to.
+    pub complete: bool,
+}
+
+/// An open reading of the log. No acknowledgements: the reader records its own position.
+pub struct LogReader {
+    log: Stream<()>,
+    name: String,
+    messages: pull::Stream,
+    delivered: u64,
+    pending: u64,
+    silent: u8,
+    reconnects: watch::Receiver<u64>,
+}
+
+/// Missed signs of life in a row (2 s each) before a reader is given up.
+const SILENCE_MAX: u8 = 2;
+
+impl LogReader {
+    /// Ends the reading, and with it its consumer, of which a stream has only so many.
+    pub async fn close(self) {
+        if let Err(error) = self.log.delete_consumer(&self.name).await {
+            debug!(error = %chain(&error), "reader's consumer not removed, it ends by itself");
+        }
+    }
+
+    /// How many entries matched when the reading was opened.
+    pub fn pending_at_start(&self) -> u64 {
+        self.pending
+    }
+
+    /// The next entry; waits for it to be written.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]: this reader is finished, open another one.
+    pub async fn next(&mut self) -> Result<LogEntry, ReadError> {
+        loop {
+            let next = tokio::select! {
+                biased;
+                // A consumer in memory does not outlive its server, and its
+                // silence would only be noticed after several missed heartbeats.
+                Ok(()) = self.reconnects.changed() => return Err(ReadError::Reconnected),
+                next = self.messages.next() => next,
+            };
+            let message = match next {
+                Some(Ok(message)) => message,
+                Some(Err(error)) if self.silent < SILENCE_MAX => {
+                    self.silent += 1;
+                    debug!(error = %chain(&error), "log reader stumbles");
+                    continue;
+                }
+                Some(Err(_)) | None => return Err(ReadError::Silent),
+            };
+            self.silent = 0;
+            let info = message.info().map_err(|source| ReadError::Open { source })?;
+            // A gap in the consumer's own numbers is the only sign of a lost entry.
+            if info.consumer_sequence != self.delivered + 1 {
+                let (got, expected_after) = (info.consumer_sequence, self.delivered);
+                return Err(ReadError::Gap { got, expected_after });
+            }
+            self.delivered = info.consumer_sequence;
+            return Ok(LogEntry {
+                seq: info.stream_sequence,
+                subject: message.subject.to_string(),
+                pending: info.pending,
+                written_ms: u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000)
+                    .unwrap_or(0),
+                payload: message.message.payload,
+            });
+        }
+    }
+}

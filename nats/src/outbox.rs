@@ -1,0 +1,385 @@
+//! A gateway's queue: written by partition owners, read by one incarnation.
+//!
+//! The consumer is the retry clock: what is not acknowledged within `ack_wait`
+//! is delivered again, and the gateway decides what a further delivery means.
+
+use std::time::Duration;
+
+use async_nats::{
+    Subject,
+    jetstream::{
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        context::PublishAckFuture,
+        message::PublishMessage,
+    },
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::{
+    bus::{self, Bus},
+    chain, codec,
+    envelope::Envelope,
+    id::{GatewayId, Incarnation, MsgId},
+    ledger::LedgerBatch,
+    log::{AppendError, Condition},
+    stream, subject,
+};
+
+/// Envelopes a gateway may hold unacknowledged. At 16,000 pending the second
+/// delivery came within 110 ms of its time; with the default of 1000 one room
+/// of silent clients would cap the gateway at 250 envelopes a second.
+const ACK_PENDING_MAX: i64 = 20_000;
+
+/// A gateway's queue could not be opened or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{attempt} the queue of gateway {gateway}")]
+pub struct OutboxError {
+    attempt: &'static str,
+    gateway: Incarnation,
+    source: async_nats::Error,
+}
+
+/// What one gateway incarnation reads.
+pub struct Outbox {
+    gateway: Incarnation,
+    consumer: async_nats::jetstream::consumer::Consumer<pull::Config>,
+    messages: pull::Stream,
+    stumbles: u8,
+    /// The reader is broken: when to try to open it anew.
+    reopen_at: Option<Instant>,
+}
+
+/// One envelope, delivered for the `attempt`-th time.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Its place in the queue: the same at every delivery.
+    pub seq: u64,
+    /// The encoded [`Envelope`].
+    pub payload: Bytes,
+    /// 1 for the first time.
+    pub attempt: u64,
+    /// What acknowledges it.
+    pub ack: Ack,
+}
+
+impl Delivery {
+    /// What it says.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are no [`Envelope`].
+    pub fn envelope(&self) -> Result<Envelope, codec::DecodeError> {
+        codec::decode(&self.payload)
+    }
+}
+
+/// Acknowledges one delivery of one envelope.
+#[derive(Clone, Debug)]
+pub struct Ack(Subject);
+
+impl Bus {
+    /// Makes the queue's consumer. Before the gateway is announced: an envelope
+    /// published to a queue that nobody can read yet would still wait, but a
+    /// gateway that cannot make its consumer must not be announced at all.
+    ///
+    /// # Errors
+    ///
+    /// When NATS refuses or does not answer.
+    pub async fn open_outbox(&self, gateway: &Incarnation) -> Result<Outbox, OutboxError> {
+        let fail = |source: async_nats::Error| OutboxError {
+            attempt: "open",
+            gateway: gateway.clone(),
+            source,
+        };
+        let out = self.consume.get_stream_no_info(stream::OUT).await;
+        let out = out.map_err(|error| fail(error.into()))?;
+        let name = consumer_name(gateway);
+        let consumer = out
+            .create_consumer(pull::Config {
+                durable_name: Some(name),
+                deliver_policy: DeliverPolicy::All,
+                ack_policy: AckPolicy::Explicit,
+                ack_wait: self.config().ack_wait,
+                filter_subject: subject::outbox(gateway),
+                max_ack_pending: ACK_PENDING_MAX,
+                // Unlimited: an exhausted message would stay in the queue, unseen, for ever.
+                max_deliver: -1,
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| fail(error.into()))?;
+        let messages = pulling(&consumer).await.map_err(fail)?;
+        let gateway = gateway.clone();
+        Ok(Outbox { gateway, consumer, messages, stumbles: 0, reopen_at: None })
+    }
+
+    /// Acknowledges a delivery. May be lost; the envelope then comes again.
+    pub async fn ack(&self, ack: &Ack) {
+        let client = self.consume.client();
+        let sent = client.publish(ack.0.clone(), Bytes::from_static(b"+ACK"));
+        // While disconnected the client's channel fills and publish would wait without end.
+        if tokio::time::timeout(Duration::from_secs(1), sent).await.is_err() {
+            debug!("acknowledgement not sent, the envelope will come again");
+        }
+    }
+
+    /// Removes what an incarnation that has ended cleanly leaves behind.
+    pub async fn remove_outbox(&self, gateway: &Incarnation) {
+        let Ok(out) = self.control.get_stream_no_info(stream::OUT).await else { return };
+        if let Err(error) = out.delete_consumer(&consumer_name(gateway)).await {
+            debug!(%gateway, error = %chain(&error), "consumer not removed");
+        }
+    }
+
+    /// Opens the queue of a gateway that is gone, to take what it left. Several
+    /// may do so at once: they share the work.
+    ///
+    /// # Errors
+    ///
+    /// When NATS refuses or does not answer.
+    pub async fn open_abandoned(&self, gateway: &Incarnation) -> Result<Abandoned, OutboxError> {
+        let fail = |source: async_nats::Error| OutboxError {
+            attempt: "take over",
+            gateway: gateway.clone(),
+            source,
+        };
+        self.remove_outbox(gateway).await; // a queue has one consumer
+        let out = self.consume.get_stream_no_info(stream::OUT).await;
+        let out = out.map_err(|error| fail(error.into()))?;
+        let name = format!("take-{}-{}", gateway.id, gateway.epoch);
+        let consumer = out
+            .create_consumer(pull::Config {
+                durable_name: Some(name.clone()),
+                deliver_policy: DeliverPolicy::All,
+                ack_policy: AckPolicy::Explicit,
+                // Whoever dies over it leaves it to the next one soon.
+                ack_wait: Duration::from_secs(5),
+                filter_subject: subject::outbox(gateway),
+                max_ack_pending: ACK_PENDING_MAX,
+                max_deliver: -1,
+                inactive_threshold: Duration::from_secs(600),
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| fail(error.into()))?;
+        Ok(Abandoned { gateway: gateway.clone(), name, consumer })
+    }
+
+    /// Starts storing an envelope. The returned future is its PubAck.
+    ///
+    /// # Errors
+    ///
+    /// As [`Handover`].
+    pub async fn hand_over(
+        &self,
+        gateway: &Incarnation,
+        msg_id: MsgId,
+        envelope: Bytes,
+        suffix: &str,
+    ) -> Result<HandoverAck, HandoverError> {
+        let key = format!("{msg_id}:{gateway}{suffix}");
+        let message = PublishMessage::build().payload(envelope).message_id(key);
+        match self.publish.send_publish(subject::outbox(gateway), message).await {
+            Ok(ack) => Ok(HandoverAck(ack)),
+            Err(error) => Err(HandoverError::from(error)),
+        }
+    }
+
+    /// Stores outcomes. Before their envelopes are acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::append`].
+    pub async fn record_outcomes(
+        &self,
+        gateway: &GatewayId,
+        batch: &LedgerBatch,
+        key: &str,
+        deadline: Duration,
+    ) -> Result<(), AppendError> {
+        let subject = subject::ledger(gateway);
+        let payload = codec::encode(batch).map_err(|error| AppendError::Refused {
+            subject: subject.clone(),
+            source: error.into(),
+        })?;
+        self.publish_stored(subject, payload, key, Condition::Any, deadline).await.map(drop)
+    }
+}
+
+/// What a gateway left behind.
+pub struct Abandoned {
+    gateway: Incarnation,
+    name: String,
+    consumer: async_nats::jetstream::consumer::Consumer<pull::Config>,
+}
+
+impl Abandoned {
+    /// Some of what is left; empty when nothing is, not even in other hands.
+    ///
+    /// # Errors
+    ///
+    /// When NATS does not answer.
+    pub async fn take_some(&mut self) -> Result<Vec<Delivery>, OutboxError> {
+        loop {
+            let batch = self.consumer.fetch().max_messages(500).messages().await;
+            let mut batch = batch.map_err(|error| self.fail(error.into()))?;
+            let mut taken = Vec::new();
+            while let Some(message) = batch.next().await {
+                taken.extend(delivery(message.map_err(|error| self.fail(error))?));
+            }
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+            let info = self.consumer.get_info().await.map_err(|error| self.fail(error.into()))?;
+            if info.num_pending == 0 && info.num_ack_pending == 0 {
+                return Ok(taken);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await; // in other hands still
+        }
+    }
+
+    /// Nothing is left: the queue's consumer goes too.
+    pub async fn close(self, bus: &Bus) {
+        let Ok(out) = bus.control.get_stream_no_info(stream::OUT).await else { return };
+        if let Err(error) = out.delete_consumer(&self.name).await {
+            debug!(gateway = %self.gateway, error = %chain(&error), "consumer not removed, it ends by itself");
+        }
+    }
+
+    fn fail(&self, source: async_nats::Error) -> OutboxError {
+        OutboxError { attempt: "take over", gateway: self.gateway.clone(), source }
+    }
+}
+
+/// `None`: not from a consumer, so nothing that could be acknowledged.
+fn delivery(message: async_nats::jetstream::Message) -> Option<Delivery> {
+    let ack = Ack(message.reply.clone()?);
+    let info = message.info().ok()?;
+    let attempt = u64::try_from(info.delivered).unwrap_or(1).max(1);
+    let seq = info.stream_sequence;
+    Some(Delivery { seq, attempt, ack, payload: message.message.payload })
+}
+
+/// The PubAck of one envelope, to be waited for.
+pub struct HandoverAck(PublishAckFuture);
+
+impl HandoverAck {
+    /// Waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`HandoverError`].
+    pub async fn stored(self) -> Result<(), HandoverError> {
+        self.0.await.map(drop).map_err(HandoverError::from)
+    }
+}
+
+/// Why an envelope was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// The gateway is 20,000 envelopes behind; it is skipped and will read the log.
+    #[error("the gateway's queue is full")]
+    Full,
+    /// It may work when tried again.
+    #[error("the envelope was not confirmed")]
+    Unconfirmed(#[source] async_nats::Error),
+    /// It never will.
+    #[error("the envelope was refused")]
+    Refused(#[source] async_nats::Error),
+}
+
+impl From<async_nats::jetstream::context::PublishError> for HandoverError {
+    fn from(error: async_nats::jetstream::context::PublishError) -> Self {
+        if bus::error_code(&error) == Some(bus::SUBJECT_FULL) {
+            Self::Full
+        } else if bus::is_transient(error.kind(), &error) {
+            Self::Unconfirmed(error.into())
+        } else {
+            Self::Refused(error.into())
+        }
+    }
+}
+
+impl Outbox {
+    /// The next delivery. Survives the bus going away and coming back.
+    ///
+    /// Cancel-safe, and it must be: whoever waits here also waits for other
+    /// things, so what is under way lives in `self`, not in this future.
+    ///
+    /// # Errors
+    ///
+    /// When the consumer is gone: this incarnation's queue has been taken from it.
+    pub async fn next(&mut self) -> Result<Delivery, OutboxError> {
+        loop {
+            if let Some(not_before) = self.reopen_at {
+                tokio::time::sleep_until(not_before).await;
+                self.reopen_at = Some(Instant::now() + REOPEN_EVERY); // should this be dropped
+                if let Some(messages) = self.reopened().await? {
+                    self.messages = messages;
+                    (self.stumbles, self.reopen_at) = (0, None);
+                }
+                continue;
+            }
+            match self.messages.next().await {
+                Some(Ok(message)) => {
+                    self.stumbles = 0;
+                    if let Some(delivery) = delivery(message) {
+                        return Ok(delivery);
+                    }
+                }
+                Some(Err(error)) if self.stumbles < STUMBLES_MAX => {
+                    self.stumbles += 1;
+                    debug!(gateway = %self.gateway, error = %chain(&error), "queue reader stumbles");
+                }
+                _ => self.reopen_at = Some(Instant::now() + REOPEN_EVERY),
+            }
+        }
+    }
+
+    /// `Ok(None)`: no answer yet.
+    async fn reopened(&self) -> Result<Option<pull::Stream>, OutboxError> {
+        match self.consumer.get_info().await {
+            Ok(_) => Ok(pulling(&self.consumer).await.ok()),
+            Err(error)
+                if error.kind()
+                    == async_nats::jetstream::context::ConsumerInfoErrorKind::NotFound =>
+            {
+                Err(OutboxError {
+                    attempt: "read",
+                    gateway: self.gateway.clone(),
+                    source: error.into(),
+                })
+            }
+            Err(error) => {
+                warn!(gateway = %self.gateway, error = %chain(&error), "queue does not answer, trying again");
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Errors in a row before the reader is opened anew.
+const STUMBLES_MAX: u8 = 2;
+/// Between attempts to open it anew.
+const REOPEN_EVERY: Duration = Duration::from_millis(500);
+
+async fn pulling(
+    consumer: &async_nats::jetstream::consumer::Consumer<pull::Config>,
+) -> Result<pull::Stream, async_nats::Error> {
+    let messages = consumer
+        .stream()
+        .max_messages_per_batch(500)
+        .expires(Duration::from_secs(10))
+        .heartbeat(Duration::from_secs(2))
+        .messages()
+        .await?;
+    Ok(messages)
+}
+
+/// A durable may not have a dot in its name.
+fn consumer_name(gateway: &Incarnation) -> String {
+    format!("gw-{}-{}", gateway.id, gateway.epoch)
+}

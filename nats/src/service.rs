@@ -1,0 +1,195 @@
+//! Commands over NATS micro services: discoverable, load-balanced, in place of RPC.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use async_nats::service::{ServiceExt, error::Error as MicroError};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::Semaphore;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
+
+use crate::{bus::Bus, chain, codec, command::Command};
+
+/// A command that was heard and refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// As the HTTP edge will say it: 400 to 599.
+    pub code: u16,
+    /// For a person; safe to show.
+    pub message: String,
+}
+
+/// A command without an answer of its own kind.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// Whoever should do it said no.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// Nobody answers such commands at the moment.
+    #[error("nobody answers {subject}")]
+    Nobody {
+        /// The command's subject.
+        subject: String,
+    },
+    /// No answer in time, or none that can be read. It may have been done.
+    #[error("no answer to {subject}")]
+    Silent {
+        /// The command's subject.
+        subject: String,
+        /// Why.
+        source: async_nats::Error,
+    },
+}
+
+/// Commands one endpoint works on at once; further ones wait in its subscription.
+const CONCURRENT_MAX: usize = 256;
+/// How long a command may take.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// A named group of endpoints answered by this process.
+#[derive(Clone)]
+pub struct Answering {
+    /// Held by every endpoint too: dropped, it would silence them all.
+    service: Arc<async_nats::service::Service>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Bus {
+    /// Announces a service of this process. It answers until `stop`.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is closed.
+    pub async fn answering(
+        &self,
+        name: &str,
+        description: &str,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Result<Answering, async_nats::Error> {
+        let service = self
+            .control
+            .client()
+            .service_builder()
+            .description(description)
+            .start(name, env!("CARGO_PKG_VERSION"))
+            .await?;
+        Ok(Answering { service: Arc::new(service), tasks: tasks.clone(), stop })
+    }
+
+    /// Asks the service group `to`, and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub async fn ask<C: Command>(&self, to: &str, command: &C) -> Result<C::Reply, CommandError> {
+        self.ask_within(to, command, COMMAND_TIMEOUT).await
+    }
+
+    /// Asks, and waits no longer than `patience`.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub async fn ask_within<C: Command>(
+        &self,
+        to: &str,
+        command: &C,
+        patience: Duration,
+    ) -> Result<C::Reply, CommandError> {
+        let subject = format!("{to}.{}", C::VERB);
+        let silent = |source| CommandError::Silent { subject: subject.clone(), source };
+        let payload = codec::encode(command).map_err(|error| silent(error.into()))?;
+        let request = async_nats::Request::new().payload(payload).timeout(Some(patience));
+        let answer = match self.control.client().send_request(subject.clone(), request).await {
+            Ok(answer) => answer,
+            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
+                return Err(CommandError::Nobody { subject });
+            }
+            Err(error) => return Err(silent(error.into())),
+        };
+        if let Some(code) = answer.headers.as_ref().and_then(|h| h.get("Nats-Service-Error-Code")) {
+            let message = answer.headers.as_ref().and_then(|h| h.get("Nats-Service-Error"));
+            return Err(CommandError::Refused(Refusal {
+                code: code.as_str().parse().unwrap_or(500),
+                message: message.map(|m| m.as_str().to_owned()).unwrap_or_default(),
+            }));
+        }
+        codec::decode(&answer.payload).map_err(|error| silent(error.into()))
+    }
+}
+
+impl Answering {
+    /// Answers commands of one kind under `<group>.<verb>`.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is closed.
+    pub async fn endpoint<C, F, Fut>(
+        &self,
+        group: &str,
+        handler: F,
+    ) -> Result<(), async_nats::Error>
+    where
+        C: Command,
+        F: Fn(C) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<C::Reply, Refusal>> + Send + 'static,
+    {
+        self.endpoint_until(group, self.stop.clone(), handler).await
+    }
+
+    /// As [`Answering::endpoint`], for as long as `stop` is not cancelled.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is closed.
+    pub async fn endpoint_until<C, F, Fut>(
+        &self,
+        group: &str,
+        stop: CancellationToken,
+        handler: F,
+    ) -> Result<(), async_nats::Error>
+    where
+        C: Command,
+        F: Fn(C) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<C::Reply, Refusal>> + Send + 'static,
+    {
+        let mut endpoint =
+            self.service.group(group).endpoint_builder().name(C::VERB).add(C::VERB).await?;
+        let (tasks, handler) = (self.tasks.clone(), Arc::new(handler));
+        let places = Arc::new(Semaphore::new(CONCURRENT_MAX));
+        let service = Arc::clone(&self.service);
+        self.tasks.spawn(async move {
+            let _service = service;
+            while let Some(Some(request)) = stop.run_until_cancelled(endpoint.next()).await {
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let handler = Arc::clone(&handler);
+                tasks.spawn(async move {
+                    let _place = place;
+                    let answer = answer::<C, _, _>(&*handler, &request.message.payload).await;
+                    if let Err(error) = request.respond(answer).await {
+                        warn!(verb = C::VERB, error = %chain(&error), "answer not sent");
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+}
+
+async fn answer<C, F, Fut>(handler: &F, payload: &[u8]) -> Result<Bytes, MicroError>
+where
+    C: Command,
+    F: Fn(C) -> Fut,
+    Fut: Future<Output = Result<C::Reply, Refusal>>,
+{
+    let refuse = |code: u16, status: String| MicroError { code: code.into(), status };
+    let command = codec::decode(payload).map_err(|error| refuse(400, error.to_string()))?;
+    match handler(command).await {
+        Ok(reply) => codec::encode(&reply).map_err(|error| refuse(500, error.to_string())),
+        Err(refusal) => Err(refuse(refusal.code, refusal.message)),
+    }
+}
