@@ -1,0 +1,28 @@
+//! The fold of the log: who must hear a message, and through which gateway.
+//!
+//! **Owns** partitions of the log, one owner each: the fold of its events,
+//! how far it has come, its snapshots.
+//!
+//! **Never** touches a socket, never lists the users of a room to anybody:
+//! a gateway gets one envelope and knows its own members.
+//!
+//! **Reads** `IM_IN`, buckets `workers`, `claims`, `positions`; `IM_SNAP`, `IM_INBOX`.
+//!
+//! **Writes** `IM_OUT`, `IM_SNAP`, `IM_INBOX`, `IM_EVT`, buckets `workers`,
+//! `claims`, `positions`, `watch`.
+//!
+//! **Start at** [`fold`] (the rules, pure), then `owner` (one partition's
+//! loop), then `worker` (which partitions are ours).
+
+pub mod fold;
+
+mod deliver;
+mod lag;
+mod metrics;
+mod owner;
+mod query;
+mod snapshot;
+mod viewers;
+mod worker;
+
+pub use worker::{Config, Fanout, StartError};

@@ -1,0 +1,73 @@
+//! Questions to the owner of a partition, answered from its fold.
+
+use qiyu_nats::{
+    AppId, ClientMsgId, MsgId, Partition, UserId,
+    command::{FindSent, Kept, ListWaiting, Waiting, fold_of},
+    service::{Answering, Refusal},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::deliver::Deliverer;
+
+/// Questions waiting for one owner; further askers wait for a place.
+const QUESTIONS_MAX: usize = 256;
+
+/// What an owner can be asked.
+pub(crate) enum Question {
+    Sent { app: AppId, user: UserId, name: ClientMsgId, answer: oneshot::Sender<Option<MsgId>> },
+    Waiting { asked: ListWaiting, answer: oneshot::Sender<(Vec<MsgId>, bool)> },
+}
+
+/// Answers questions about `partition` until `stop`: the owner takes them from
+/// the returned end, between events.
+///
+/// # Errors
+///
+/// When the connection is closed.
+pub(crate) async fn answer_questions(
+    answering: &Answering,
+    partition: Partition,
+    deliverer: &Deliverer,
+    stop: &CancellationToken,
+) -> Result<mpsc::Receiver<Question>, Box<dyn std::error::Error + Send + Sync>> {
+    let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
+    let group = fold_of(partition);
+    let asking = ask.clone();
+    answering
+        .endpoint_until::<FindSent, _, _>(&group, stop.clone(), move |command| {
+            let ask = asking.clone();
+            async move {
+                let FindSent { app, user, client_msg_id: name } = command;
+                let (answer, answered) = oneshot::channel();
+                let question = Question::Sent { app, user, name, answer };
+                ask.send(question).await.map_err(|_| gone())?;
+                answered.await.map_err(|_| gone())
+            }
+        })
+        .await?;
+    let deliverer = deliverer.clone();
+    answering
+        .endpoint_until::<ListWaiting, _, _>(&group, stop.clone(), move |asked: ListWaiting| {
+            let (ask, deliverer) = (ask.clone(), deliverer.clone());
+            async move {
+                let (answer, answered) = oneshot::channel();
+                let (app, user) = (asked.app, asked.user);
+                ask.send(Question::Waiting { asked, answer }).await.map_err(|_| gone())?;
+                let (msg_ids, has_next) = answered.await.map_err(|_| gone())?;
+                // Off the owner's loop: reading what they say takes a while.
+                let mut contents = deliverer.contents(app, user, &msg_ids).await;
+                let kept = |msg_id| {
+                    let (biz_code, data) = contents.remove(&msg_id)?;
+                    Some(Kept { msg_id, biz_code, data })
+                };
+                Ok(Waiting { messages: msg_ids.into_iter().filter_map(kept).collect(), has_next })
+            }
+        })
+        .await?;
+    Ok(questions)
+}
+
+fn gone() -> Refusal {
+    Refusal { code: 503, message: "the partition is changing hands".into() }
+}
