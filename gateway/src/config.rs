@@ -1,0 +1,57 @@
+//! Settings of a gateway.
+
+use std::{net::SocketAddr, time::Duration};
+
+use qiyu_nats::{AppId, GatewayId, ticket::TicketKey};
+
+/// Settings of a gateway; defaults are in the root package's settings table.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its lasting name.
+    pub id: GatewayId,
+    /// Where WebSockets are accepted.
+    pub ws_listen: SocketAddr,
+    /// Where TCP connections are accepted.
+    pub tcp_listen: SocketAddr,
+    /// Where clients reach the WebSocket port. `None`: the listen address.
+    pub advertise_ws: Option<String>,
+    /// Where clients reach the TCP port. `None`: the listen address.
+    pub advertise_tcp: Option<String>,
+    /// Tenants that may log in.
+    pub apps: Vec<AppId>,
+    /// How long a connection has to acknowledge before a message is sent again.
+    pub ack_wait: Duration,
+    /// Copies of a message a connection gets at most.
+    pub max_sends: u32,
+    /// Silence after which a connection is closed.
+    pub idle_timeout: Duration,
+    /// How long a connection may take to log in.
+    pub login_deadline: Duration,
+    /// Bytes of body a frame may have.
+    pub max_frame: usize,
+    /// Business frames a second, per connection.
+    pub send_rate: f64,
+    /// Business frames at once, per connection.
+    pub send_burst: u32,
+    /// New connections a second, per address.
+    pub connect_rate: f64,
+    /// New connections at once, per address.
+    pub connect_burst: u32,
+    /// What a further login of the same user means.
+    pub multi_device: MultiDevice,
+    /// Web origins that may connect. Empty: only pages of the same host; `*`: all.
+    pub origins: Vec<String>,
+    /// How long a stopping gateway gives its clients to move.
+    pub drain_window: Duration,
+    /// What tickets are signed with.
+    pub ticket_key: TicketKey,
+}
+
+/// What a further login of the same user means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MultiDevice {
+    /// One more device, up to five.
+    Allow,
+    /// The older ones are closed.
+    Replace,
+}

@@ -1,0 +1,299 @@
+//! One message on its way to the connections of this gateway: who still owes an
+//! acknowledgement, and what became of the others.
+//!
+//! Each connection remembers what it owes, the entry counts how many do. So an
+//! acknowledgement touches its own connection and one counter, and can by
+//! construction never concern anybody else's copy.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use parking_lot::Mutex;
+use qiyu_nats::{
+    AppId, MsgId, RoomId, UserId,
+    ledger::{EXCEPTIONS_MAX, Exception, Outcome, Reason, Via},
+    outbox::Ack,
+};
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{connection::Connection, delivery::Terms, frame::Message, metrics::Metrics};
+
+/// A message on its way.
+pub(crate) struct Entry {
+    pub(crate) app: AppId,
+    /// `None`: a 1:1 message.
+    pub(crate) room: Option<RoomId>,
+    pub(crate) msg_id: MsgId,
+    pub(crate) message: Arc<Message>,
+    via: Via,
+    /// Connections that have not settled it, and one for the hand that is still adding some.
+    owing: AtomicU32,
+    resolved: AtomicU32,
+    written: AtomicU32,
+    acknowledged: AtomicU32,
+    resent: AtomicU32,
+    given_up: AtomicU32,
+    left: AtomicU32,
+    slow_path: Mutex<SlowPath>,
+    recorded: AtomicBool,
+    settled: mpsc::UnboundedSender<Arc<Self>>,
+    metrics: Metrics,
+}
+
+/// What is only looked at when something is sent again or goes wrong.
+struct SlowPath {
+    recipients: Vec<Arc<Connection>>,
+    exceptions: Vec<Exception>,
+    /// Users whose connections ended before they acknowledged a room message.
+    orphans: Vec<UserId>,
+    ack: Option<Ack>,
+    sends: u32,
+    sent: Instant,
+}
+
+/// How a connection stops owing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    Acknowledged,
+    GivenUp,
+    Left,
+    /// It was never meant for this connection after all: it joined later.
+    NotForIt,
+}
+
+impl Entry {
+    /// An entry that stays open until [`Entry::seal`].
+    pub(crate) fn open(
+        app: AppId,
+        room: Option<RoomId>,
+        msg_id: MsgId,
+        message: Arc<Message>,
+        source: Source,
+        settled: mpsc::UnboundedSender<Arc<Self>>,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let (via, ack) = match source {
+            Source::Envelope(ack) => (Via::Envelope, Some(ack)),
+            Source::Log => (Via::Log, None),
+            Source::Resume => (Via::Resume, None),
+            Source::Lagging => (Via::Lagging, None),
+        };
+        let (recipients, exceptions, orphans) = (Vec::new(), Vec::new(), Vec::new());
+        Arc::new(Self {
+            app,
+            room,
+            msg_id,
+            message,
+            via,
+            owing: AtomicU32::new(1),
+            resolved: AtomicU32::new(0),
+            written: AtomicU32::new(0),
+            acknowledged: AtomicU32::new(0),
+            resent: AtomicU32::new(0),
+            given_up: AtomicU32::new(0),
+            left: AtomicU32::new(0),
+            slow_path: Mutex::new(SlowPath {
+                recipients,
+                exceptions,
+                orphans,
+                ack,
+                sends: 1,
+                sent: Instant::now(),
+            }),
+            recorded: AtomicBool::new(false),
+            settled,
+            metrics,
+        })
+    }
+
+    /// One more connection it is for.
+    pub(crate) fn expect(&self, connection: &Arc<Connection>) {
+        self.owing.fetch_add(1, Ordering::Relaxed);
+        self.resolved.fetch_add(1, Ordering::Relaxed);
+        self.slow_path.lock().recipients.push(Arc::clone(connection));
+    }
+
+    /// A connection has it on its queue.
+    pub(crate) fn note_written(&self, copy: Copy) {
+        match copy {
+            Copy::First => {
+                self.written.fetch_add(1, Ordering::Relaxed);
+                self.metrics.written.inc();
+            }
+            Copy::Again => {
+                self.resent.fetch_add(1, Ordering::Relaxed);
+                self.metrics.resent.inc();
+            }
+        }
+    }
+
+    /// A connection owes nothing any more. The last one settles the entry.
+    pub(crate) fn settle(self: &Arc<Self>, how: Settled) {
+        let counter = match how {
+            Settled::Acknowledged => {
+                self.metrics.acknowledged.inc();
+                &self.acknowledged
+            }
+            Settled::GivenUp => {
+                self.metrics.given_up.inc();
+                &self.given_up
+            }
+            Settled::Left => &self.left,
+            Settled::NotForIt => {
+                self.resolved.fetch_sub(1, Ordering::Relaxed);
+                return self.release();
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.release();
+    }
+
+    /// Nobody will be added any more.
+    pub(crate) fn seal(self: &Arc<Self>) {
+        self.release();
+    }
+
+    fn release(self: &Arc<Self>) {
+        if self.owing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.slow_path.lock().recipients = Vec::new();
+            // Fails only when the gateway's life is over, and with it the record.
+            self.settled.send(Arc::clone(self)).ok();
+        }
+    }
+
+    /// Whether every connection has settled.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.owing.load(Ordering::Acquire) == 0
+    }
+
+    /// Remembers why a connection did not acknowledge.
+    pub(crate) fn except(&self, connection: &Connection, reason: Reason) {
+        let mut slow = self.slow_path.lock();
+        if slow.exceptions.len() < EXCEPTIONS_MAX {
+            let (user, connection) = (connection.who.user, connection.id);
+            slow.exceptions.push(Exception { user, connection, reason });
+        }
+    }
+
+    /// A connection ended without acknowledging. A 1:1 message waits for its
+    /// user anyway; of a room message the user gets a further copy where they
+    /// have come back, when it is due.
+    pub(crate) fn leave_owing(self: &Arc<Self>, connection: &Connection) {
+        self.except(connection, Reason::Left);
+        if self.room.is_none() {
+            return self.settle(Settled::Left);
+        }
+        self.slow_path.lock().orphans.push(connection.who.user);
+    }
+
+    /// Those who left owing, and how many copies there have been; whoever takes
+    /// them settles for each.
+    pub(crate) fn take_orphans(&self) -> (Vec<UserId>, u32) {
+        let mut slow = self.slow_path.lock();
+        (std::mem::take(&mut slow.orphans), slow.sends)
+    }
+
+    /// The clock has ticked: those still owing get another copy, or are given up.
+    /// A tick that comes soon after the last copies is none: while the gateway
+    /// could not act, several may have queued up.
+    ///
+    /// Returns who left owing and may be sent one more elsewhere, and how many
+    /// copies there have been; whoever takes them settles for each.
+    pub(crate) fn tick(self: &Arc<Self>, terms: Terms, ack: Option<Ack>) -> (Vec<UserId>, u32) {
+        let (recipients, again) = {
+            let mut slow = self.slow_path.lock();
+            if ack.is_some() {
+                slow.ack = ack;
+            }
+            if slow.sent.elapsed() < terms.ack_wait / 2 {
+                return (Vec::new(), slow.sends);
+            }
+            (slow.sent, slow.sends) = (Instant::now(), slow.sends + 1);
+            let sends_max = terms.sends_max;
+            (slow.recipients.clone(), slow.sends <= sends_max)
+        };
+        for connection in recipients {
+            if again {
+                connection.send_again(self);
+            } else if connection.give_up(self) {
+                self.except(&connection, Reason::NotAcknowledged);
+                self.settle(Settled::GivenUp);
+            }
+        }
+        let (orphans, sends) = self.take_orphans();
+        if again {
+            return (orphans, sends - 1);
+        }
+        orphans.iter().for_each(|_| self.settle(Settled::Left)); // they had all they get
+        (Vec::new(), sends)
+    }
+
+    /// Copies were sent before, elsewhere: there are so many fewer to come.
+    pub(crate) fn sent_before(&self, sends: u32) {
+        self.slow_path.lock().sends += sends;
+    }
+
+    /// How many exceptions its outcome names.
+    pub(crate) fn exceptions(&self) -> usize {
+        self.slow_path.lock().exceptions.len()
+    }
+
+    /// What acknowledges the envelope.
+    pub(crate) fn ack(&self) -> Option<Ack> {
+        self.slow_path.lock().ack.clone()
+    }
+
+    /// Takes note of a further delivery of the same envelope.
+    pub(crate) fn redelivered(&self, ack: Ack) {
+        self.slow_path.lock().ack = Some(ack);
+    }
+
+    /// Its outcome is in the ledger.
+    pub(crate) fn note_recorded(&self) {
+        self.recorded.store(true, Ordering::Release);
+    }
+
+    /// Whether its outcome is in the ledger.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recorded.load(Ordering::Acquire)
+    }
+
+    /// What the ledger will say of it.
+    pub(crate) fn outcome(&self) -> Outcome {
+        let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        Outcome {
+            app: self.app,
+            room: self.room,
+            msg_id: self.msg_id,
+            via: self.via,
+            resolved: read(&self.resolved),
+            written: read(&self.written),
+            acknowledged: read(&self.acknowledged),
+            resent: read(&self.resent),
+            given_up: read(&self.given_up),
+            left: read(&self.left),
+            exceptions: self.slow_path.lock().exceptions.clone(),
+        }
+    }
+}
+
+/// Where a message came from, and so who keeps its clock.
+pub(crate) enum Source {
+    /// Its envelope: the queue delivers it again until this is acknowledged.
+    Envelope(Ack),
+    /// The log: the gateway's own timer sends it again.
+    Log,
+    /// The log, because a connection that came back asked for it: likewise.
+    Resume,
+    /// Its envelope, for connections it is not held up for: likewise.
+    Lagging,
+}
+
+/// Which copy of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copy {
+    First,
+    Again,
+}

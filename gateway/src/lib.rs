@@ -1,0 +1,41 @@
+//! A socket's life.
+//!
+//! **Owns** client connections, TCP and WebSocket: frames, identity,
+//! backpressure, acknowledgements; one queue of `IM_OUT`.
+//!
+//! **Never** decides who hears a message: it knows its own members and asks
+//! nobody. Nothing outside this folder knows a frame code.
+//!
+//! **Reads** its own queue of `IM_OUT`, buckets `rooms`, `tickets`, `presence`;
+//! `IM_IN` only where an envelope was lost.
+//!
+//! **Writes** `IM_IN` (messages, members, sessions, likes), `IM_LEDGER`,
+//! buckets `tickets`, `presence`, and its own lease.
+//!
+//! **Start at** `listen` (a connection arrives), then `login`, `socket`
+//! (frames), `delivery` (envelopes), `entry` (who owes an acknowledgement).
+//!
+//! Locks: a connection's queue is taken alone or before an entry's slow path,
+//! never the other way round.
+
+mod brake;
+mod chat;
+mod config;
+mod connection;
+mod delivery;
+mod entry;
+mod frame;
+mod gateway;
+mod ledger;
+mod listen;
+mod login;
+mod membership;
+mod metrics;
+mod rates;
+mod resume;
+mod serving;
+mod socket;
+mod upgrade;
+
+pub use config::{Config, MultiDevice};
+pub use gateway::{Gateway, StartError};
