@@ -1,0 +1,248 @@
+//! What an opening and a closing leave behind, wherever they were decided.
+//!
+//! The command that appended the event does this before it answers, and the
+//! [`replay`](crate::replay) of every living process does it again. So each
+//! step is idempotent, and none lets a closed room reopen:
+//!
+//! - The key of a room in the bucket `rooms` is created only at revision 0, and
+//!   its removal always leaves a marker, even where there was no key.
+//! - A record in SQL keeps the room's row from coming back.
+//! - A claim of a closed room in `anchors` binds nobody.
+
+use qiyu_nats::{
+    AppId, Bus, MsgId, RoomId, UserId,
+    bucket::{Bucket, BucketError, Mirror, Slot},
+    codec::{self, EncodeError},
+    event::{Event, Record},
+    log::ReadError,
+    room::{self, RoomCounts, RoomEntry},
+    subject::{self, RoomKind},
+};
+use qiyu_presence::Gateways;
+use tracing::{error, warn};
+
+use crate::{
+    list::Lists,
+    metrics::Metrics,
+    room::{Claim, Room, claim_key},
+    store::{Store, StoreError},
+};
+
+/// Everything the commands work on.
+pub(crate) struct Rooms {
+    pub(crate) bus: Bus,
+    pub(crate) apps: Vec<AppId>,
+    pub(crate) store: Store,
+    pub(crate) entries: Bucket,
+    pub(crate) anchors: Bucket,
+    pub(crate) watch: Mirror,
+    pub(crate) gateways: Gateways,
+    pub(crate) lists: Lists,
+    pub(crate) metrics: Metrics,
+}
+
+/// A projection is not whole; the next attempt may make it so.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProjectError {
+    #[error("ask the log about room {room}")]
+    Log { room: RoomId, source: ReadError },
+    #[error("write the buckets of room {room}")]
+    Bucket { room: RoomId, source: BucketError },
+    #[error("write the rows of room {room}")]
+    Store { room: RoomId, source: StoreError },
+    #[error("encode room {room}")]
+    Encode { room: RoomId, source: EncodeError },
+}
+
+/// What the log and the bucket know of a room.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Standing {
+    /// It is open.
+    Open(Room),
+    /// It is over.
+    Closed,
+    /// Nobody has opened it, or the log has forgotten all about it.
+    Unheard,
+}
+
+/// A closing, as the log tells it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Closing {
+    pub(crate) app: AppId,
+    pub(crate) room: RoomId,
+    pub(crate) closed: MsgId,
+    pub(crate) closed_at_ms: u64,
+}
+
+impl Rooms {
+    /// Users inside the room and its likes; trails by a moment.
+    pub(crate) fn counts(&self, app: AppId, room: RoomId) -> RoomCounts {
+        let counts = self.watch.get(&room::key(app, room));
+        counts.and_then(|counts| codec::decode(&counts).ok()).unwrap_or_default()
+    }
+
+    /// Asks the log first, because it decides; the bucket, because it remembers a
+    /// room that has been open for longer than the log reaches back.
+    pub(crate) async fn standing(
+        &self,
+        app: AppId,
+        room: RoomId,
+    ) -> Result<Standing, ProjectError> {
+        let log = |source| ProjectError::Log { room, source };
+        let closed = subject::room(app, room, RoomKind::Closed);
+        if self.bus.read_last(&closed).await.map_err(log)?.is_some() {
+            return Ok(Standing::Closed);
+        }
+        let slot = self.entries.read(&room::key(app, room)).await;
+        let slot = slot.map_err(|source| ProjectError::Bucket { room, source })?;
+        match slot {
+            Slot { value: Some(value), .. } => {
+                if let Ok(entry) = codec::decode::<RoomEntry>(&value) {
+                    return Ok(Standing::Open(Room::of_entry(app, room, entry)));
+                }
+                error!(%room, "entry of the bucket rooms cannot be read");
+            }
+            Slot { revision: 0, value: None } => {}
+            Slot { value: None, .. } => return Ok(Standing::Closed),
+        }
+        Ok(self.opening(app, room).await?.map_or(Standing::Unheard, Standing::Open))
+    }
+
+    /// The opening of a room, as the log tells it. `None`: none there, or not any more.
+    async fn opening(&self, app: AppId, room: RoomId) -> Result<Option<Room>, ProjectError> {
+        let opened = subject::room(app, room, RoomKind::Opened);
+        let entry = self.bus.read_last(&opened).await;
+        let entry = entry.map_err(|source| ProjectError::Log { room, source })?;
+        let opened = entry.and_then(|entry| match entry.record() {
+            Ok(record) => Room::opened_by(&entry, record),
+            Err(_) => None, // the replay buries it
+        });
+        Ok(opened)
+    }
+
+    /// Makes an opening visible: to gateways, to the anchor, in SQL, in the list.
+    pub(crate) async fn opened(&self, room: &Room) -> Result<(), ProjectError> {
+        let bucket = |source| ProjectError::Bucket { room: room.room, source };
+        let encode = |source| ProjectError::Encode { room: room.room, source };
+        let entry = codec::encode(&room.entry()).map_err(encode)?;
+        match self.entries.set_if(&room::key(room.app, room.room), 0, entry, None).await {
+            // There already, or there no more: both are further than we are.
+            Ok(_) | Err(BucketError::Changed { .. }) => {}
+            Err(error) => return Err(bucket(error)),
+        }
+        let claim = Claim { room: room.room, at_ms: room.opened_at_ms };
+        let claim = codec::encode(&claim).map_err(encode)?;
+        let key = claim_key(room.app, room.anchor);
+        let slot = self.anchors.read(&key).await.map_err(bucket)?;
+        if slot.value.is_none() {
+            match self.anchors.set_if(&key, slot.revision, claim, None).await {
+                Ok(_) | Err(BucketError::Changed { .. }) => {}
+                Err(error) => return Err(bucket(error)),
+            }
+        }
+        let written = self.store.insert(room).await;
+        written.map_err(|source| ProjectError::Store { room: room.room, source })?;
+        self.lists.opened(room.clone());
+        Ok(())
+    }
+
+    /// Makes a closing visible, everywhere an opening was. Every step is tried,
+    /// whatever becomes of the others; the first failure is reported.
+    pub(crate) async fn closed(&self, closing: Closing) -> Result<(), ProjectError> {
+        let Closing { app, room, .. } = closing;
+        let known = self.take_down(app, room).await;
+        let archived = self.archive(closing).await;
+        // The row may hold an anchor that the bucket no longer names.
+        let anchor = known.as_ref().ok().and_then(|known| *known);
+        let anchor = anchor.or(archived.as_ref().ok().and_then(|opened| *opened));
+        let released = match anchor {
+            Some(anchor) => self.release(app, anchor, room).await,
+            None => Ok(()),
+        };
+        self.lists.closed(app, room);
+        known.map(drop).and(archived.map(drop)).and(released)
+    }
+
+    /// Takes the room out of the bucket `rooms`. Returns whose it was, if it was there.
+    async fn take_down(&self, app: AppId, room: RoomId) -> Result<Option<UserId>, ProjectError> {
+        let key = room::key(app, room);
+        let failed = |source| ProjectError::Bucket { room, source };
+        loop {
+            let slot = self.entries.read(&key).await.map_err(failed)?;
+            if slot.value.is_none() && slot.revision != 0 {
+                return Ok(None); // the marker of an earlier attempt
+            }
+            match self.entries.remove_if(&key, slot.revision).await {
+                Ok(()) => {
+                    let entry = slot.value.and_then(|v| codec::decode::<RoomEntry>(&v).ok());
+                    return Ok(entry.map(|entry| entry.anchor));
+                }
+                // Each loss is one write by somebody else, and a room has two in its life.
+                Err(BucketError::Changed { .. }) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// Gives the anchor's claim back, if it is for this room.
+    async fn release(&self, app: AppId, anchor: UserId, room: RoomId) -> Result<(), ProjectError> {
+        let key = claim_key(app, anchor);
+        let failed = |source| ProjectError::Bucket { room, source };
+        let slot = self.anchors.read(&key).await.map_err(failed)?;
+        let claim = slot.value.and_then(|value| codec::decode::<Claim>(&value).ok());
+        if claim.is_none_or(|claim| claim.room != room) {
+            return Ok(());
+        }
+        match self.anchors.remove_if(&key, slot.revision).await {
+            Ok(()) | Err(BucketError::Changed { .. }) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// Moves the row to the records. Returns whose room it was, if the log had to be asked.
+    async fn archive(&self, closing: Closing) -> Result<Option<UserId>, ProjectError> {
+        let Closing { app, room, closed, closed_at_ms } = closing;
+        let failed = |source| ProjectError::Store { room, source };
+        if self.store.archive(app, room, closed, closed_at_ms).await.map_err(failed)? {
+            return Ok(None);
+        }
+        // Neither row nor record: closed before anybody wrote the row.
+        let Some(opened) = self.opening(app, room).await? else {
+            warn!(%room, "a room closed of which the log tells no opening");
+            return Ok(None);
+        };
+        self.store.insert(&opened).await.map_err(failed)?;
+        self.store.archive(app, room, closed, closed_at_ms).await.map_err(failed)?;
+        Ok(Some(opened.anchor))
+    }
+
+    /// Applies one event of the log.
+    pub(crate) async fn apply(&self, record: Record, at: MsgId) -> Result<(), ProjectError> {
+        match record.event {
+            Event::RoomOpened { app, room, anchor, room_type, name, cover } => {
+                // Long ago, perhaps: a room that has ended since must not show for a moment.
+                if self.standing(app, room).await? == Standing::Closed {
+                    return Ok(());
+                }
+                let (opened, opened_at_ms, good_num) = (at, record.at_ms, 0);
+                let room = Room {
+                    app,
+                    room,
+                    anchor,
+                    room_type,
+                    name,
+                    cover,
+                    good_num,
+                    opened,
+                    opened_at_ms,
+                };
+                self.opened(&room).await
+            }
+            Event::RoomClosed { app, room, .. } => {
+                let closed_at_ms = record.at_ms;
+                self.closed(Closing { app, room, closed: at, closed_at_ms }).await
+            }
+            _ => Ok(()), // the filters let nothing else through
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Starting, being asked, stopping.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use qiyu_nats::{
+    AppId, Bus,
+    bucket::BucketError,
+    command::{CloseRoom, FindRoom, LIVING, ListRooms, OpenRoom},
+    service::Refusal,
+    stream::BucketName,
+};
+use qiyu_presence::Gateways;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use crate::{
+    close, find,
+    list::{self, Lists},
+    metrics::Metrics,
+    open,
+    project::Rooms,
+    replay::{self, Trouble},
+    store::{Store, StoreError},
+};
+
+/// What the rooms need to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `sqlite://…`; the file and its directory are made.
+    pub database_url: String,
+    /// The apps in which rooms may open.
+    pub apps: Vec<AppId>,
+}
+
+/// The rooms could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The tables.
+    #[error("open the tables of rooms")]
+    Store(#[source] StoreError),
+    /// A bucket that must be followed.
+    #[error("follow {what}")]
+    Follow {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: BucketError,
+    },
+    /// The commands.
+    #[error("answer commands about rooms: {reason}")]
+    Answer {
+        /// NATS's words.
+        reason: String,
+    },
+}
+
+/// The rooms, until stopped. Several processes may run them.
+pub struct Living {
+    rooms: Arc<Rooms>,
+    trouble: Arc<Trouble>,
+    tasks: TaskTracker,
+}
+
+impl Living {
+    /// Opens the tables, reads the list, and starts answering.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub async fn start(
+        config: Config,
+        bus: &Bus,
+        registry: &mut Registry,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let tasks = TaskTracker::new();
+        let store = Store::open(&config.database_url).await.map_err(StartError::Store)?;
+        let gateways = Gateways::follow(bus, &tasks, stop.clone())
+            .await
+            .map_err(|source| StartError::Follow { what: "the gateways", source })?;
+        let watch = bus
+            .bucket(BucketName::Watch)
+            .mirror(&tasks, stop.clone())
+            .await
+            .map_err(|source| StartError::Follow { what: "who watches", source })?;
+        let rooms = Arc::new(Rooms {
+            bus: bus.clone(),
+            store,
+            entries: bus.bucket(BucketName::Rooms),
+            anchors: bus.bucket(BucketName::Anchors),
+            watch,
+            gateways,
+            lists: Lists::new(config.apps.clone()),
+            apps: config.apps,
+            metrics: Metrics::registered(registry),
+        });
+        rooms.lists.refresh(&rooms.store).await.map_err(StartError::Store)?;
+        let trouble = Arc::new(Trouble::default());
+        tasks.spawn(list::keep_fresh(Arc::clone(&rooms), stop.clone()));
+        tasks.spawn(replay::run(Arc::clone(&rooms), Arc::clone(&trouble), stop.clone()));
+        answer(&rooms, bus, &tasks, stop)
+            .await
+            .map_err(|error| StartError::Answer { reason: error.to_string() })?;
+        tasks.close();
+        Ok(Self { rooms, trouble, tasks })
+    }
+
+    /// Whether it does what is asked of it.
+    ///
+    /// # Errors
+    ///
+    /// The reason why not, for people.
+    pub fn ready(&self) -> Result<(), String> {
+        if let Some(age) = self.rooms.lists.stale() {
+            return Err(format!("the list of rooms is {} s old", age.as_secs()));
+        }
+        if let Some(since) = self.trouble.lasting() {
+            return Err(format!("events of rooms are not applied for {} s", since.as_secs()));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything has come to its end.
+    pub async fn stopped(self) {
+        self.tasks.wait().await;
+        self.rooms.store.close().await;
+    }
+}
+
+/// NATS's own error type is none of this crate's names, so its words are passed on.
+async fn answer(
+    rooms: &Arc<Rooms>,
+    bus: &Bus,
+    tasks: &TaskTracker,
+    stop: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let service = bus.answering("qiyu-living", "Live rooms", tasks, stop).await?;
+    let held = Arc::clone(rooms);
+    let opening = move |asked: OpenRoom| {
+        let rooms = Arc::clone(&held);
+        async move { open::open(&rooms, asked).await.map_err(|error| told(&error, error.refusal())) }
+    };
+    service.endpoint(LIVING, opening).await?;
+    let held = Arc::clone(rooms);
+    let closing = move |asked: CloseRoom| {
+        let rooms = Arc::clone(&held);
+        async move { close::close(&rooms, asked).await.map_err(|error| told(&error, error.refusal())) }
+    };
+    service.endpoint(LIVING, closing).await?;
+    let held = Arc::clone(rooms);
+    let finding = move |asked: FindRoom| {
+        let rooms = Arc::clone(&held);
+        async move { find::find(&rooms, asked).await }
+    };
+    service.endpoint(LIVING, finding).await?;
+    let held = Arc::clone(rooms);
+    let listing = move |asked: ListRooms| {
+        let rooms = Arc::clone(&held);
+        async move { list::list(&rooms, &asked) }
+    };
+    service.endpoint(LIVING, listing).await
+}
+
+/// Logs what was refused: our own trouble matters, a wrong question does not.
+fn told(error: &(dyn std::error::Error + 'static), refusal: Refusal) -> Refusal {
+    if refusal.code == 500 {
+        warn!(error, "command about a room failed");
+    } else {
+        debug!(error, "command about a room refused");
+    }
+    refusal
+}

@@ -1,0 +1,231 @@
+//! Rooms against a real nats-server: who wins, what survives, what heals.
+#![allow(clippy::unwrap_used)]
+
+use std::{collections::HashSet, future::Future, time::Duration};
+
+use futures_util::future::join_all;
+use prometheus_client::registry::Registry;
+use qiyu_living::{Config, Living};
+use qiyu_nats::{
+    AppId, Bus, BusConfig, Profile, RoomId, UserId,
+    bucket::Slot,
+    codec,
+    command::{CloseRoom, FindRoom, LIVING, ListRooms, OpenRoom, RoomPage},
+    event::{Event, Record},
+    log::Condition,
+    room::{self, RoomEntry},
+    server::{ChildServer, Guard, find},
+    service::{CommandError, Refusal},
+    stream::BucketName,
+    subject::{self, RoomKind},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long anything here may take to come true.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Stack {
+    bus: Bus,
+    directory: tempfile::TempDir,
+    _server: ChildServer,
+}
+
+impl Stack {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let binary = find(None, &mut |_| {}).unwrap();
+        let path = directory.path();
+        let server =
+            ChildServer::start(&binary, path, Profile::Default, &Guard::Drop, &mut |_| {}).await;
+        let server = server.unwrap();
+        let config = BusConfig {
+            url: server.url().clone(),
+            name: "test".into(),
+            replicas: 1,
+            retain: Duration::from_secs(3600),
+            ack_wait: Duration::from_secs(4),
+            profile: Profile::Default,
+        };
+        let bus = Bus::connect(&config).await.unwrap();
+        bus.provision().await.unwrap();
+        Self { bus, directory, _server: server }
+    }
+
+    /// A process that answers for rooms; all of a stack share one database.
+    async fn living(&self) -> (Living, CancellationToken) {
+        let stop = CancellationToken::new();
+        let config = Config {
+            database_url: format!("sqlite://{}/db/qiyu.db", self.directory.path().display()),
+            apps: vec![app()],
+        };
+        let mut registry = Registry::default();
+        let living = Living::start(config, &self.bus, &mut registry, stop.clone());
+        (living.await.unwrap(), stop)
+    }
+
+    async fn open(&self, anchor: UserId) -> RoomId {
+        self.bus.ask(LIVING, &opening(anchor)).await.unwrap()
+    }
+
+    async fn close(&self, room: RoomId, by: UserId) -> Result<(), CommandError> {
+        self.bus.ask(LIVING, &CloseRoom { app: app(), room, by }).await
+    }
+
+    async fn is_found(&self, room: RoomId) -> bool {
+        self.bus.ask(LIVING, &FindRoom { app: app(), room }).await.unwrap().is_some()
+    }
+
+    async fn list(&self) -> RoomPage {
+        let asked = ListRooms { app: app(), room_type: 1, page: 1, page_size: 100 };
+        self.bus.ask(LIVING, &asked).await.unwrap()
+    }
+
+    async fn entry(&self, room: RoomId) -> Slot {
+        self.bus.bucket(BucketName::Rooms).read(&room::key(app(), room)).await.unwrap()
+    }
+
+    async fn claim(&self, anchor: UserId) -> Slot {
+        let key = format!("{}.{anchor}", app());
+        self.bus.bucket(BucketName::Anchors).read(&key).await.unwrap()
+    }
+}
+
+fn app() -> AppId {
+    "10001".parse().unwrap()
+}
+
+fn user(id: u64) -> UserId {
+    UserId::try_from(id).unwrap()
+}
+
+fn opening(anchor: UserId) -> OpenRoom {
+    OpenRoom { app: app(), anchor, room_type: 1, name: None, cover: String::new() }
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{what}");
+}
+
+#[tokio::test]
+async fn an_anchor_has_one_room_however_many_ask() {
+    let stack = Stack::start().await;
+    let (_one, _stop_one) = stack.living().await;
+    let (_two, _stop_two) = stack.living().await;
+    let anchor = user(10_086);
+    let opened: HashSet<RoomId> =
+        join_all((0..20).map(|_| stack.open(anchor))).await.into_iter().collect();
+    assert_eq!(opened.len(), 1);
+    let room = *opened.iter().next().unwrap();
+    assert!(stack.is_found(room).await, "found at once by whoever is asked");
+    let entry: RoomEntry = codec::decode(&stack.entry(room).await.value.unwrap()).unwrap();
+    assert_eq!((entry.anchor, entry.name.as_str()), (anchor, "主播-10086的直播间"));
+
+    assert_ne!(stack.open(user(10_087)).await, room, "another anchor has another room");
+    eventually("both are listed, newest first", async || {
+        let ids: Vec<_> = stack.list().await.rooms.iter().map(|room| room.room).collect();
+        ids.len() == 2 && ids[0] > ids[1]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_room_closes_once_and_stays_closed() {
+    let stack = Stack::start().await;
+    let (one, _stop_one) = stack.living().await;
+    let (_two, _stop_two) = stack.living().await;
+    let anchor = user(10_086);
+    let room = stack.open(anchor).await;
+
+    let refused = Refusal { code: 501, message: "关播异常，请稍后再试".into() };
+    let is_refused = |answer: Result<(), CommandError>| matches!(answer, Err(CommandError::Refused(why)) if why == refused);
+    assert!(is_refused(stack.close(room, user(10_087)).await), "not theirs");
+    let unknown = RoomId::try_from(999).unwrap();
+    assert!(is_refused(stack.close(unknown, anchor).await), "unknown");
+
+    let closes = join_all((0..10).map(|_| stack.close(room, anchor))).await;
+    let (won, lost): (Vec<_>, Vec<_>) = closes.into_iter().partition(Result::is_ok);
+    assert_eq!((won.len(), lost.len()), (1, 9));
+    assert!(lost.into_iter().all(is_refused), "the rest hear the same words");
+
+    assert!(!stack.is_found(room).await);
+    assert_eq!(stack.entry(room).await.value, None);
+    assert_eq!(stack.claim(anchor).await.value, None);
+    eventually("the list has dropped it", async || stack.list().await.rooms.is_empty()).await;
+
+    let next = stack.open(anchor).await;
+    assert!(room < next, "an id is never used again");
+    assert!(one.ready().is_ok());
+}
+
+/// A process that died after its append is made good by any other.
+#[tokio::test]
+async fn the_log_heals_what_a_crash_left_undone() {
+    let stack = Stack::start().await;
+    let anchor = user(10_086);
+    let append = async |event: Event, room: RoomId, kind: RoomKind| {
+        let subject = subject::room(app(), room, kind);
+        let (key, record) = (format!("test:{kind:?}:{room}"), Record::now(event));
+        let stored = stack.bus.append(subject, &record, &key, Condition::First, PATIENCE);
+        stored.await.unwrap();
+    };
+    let id = async || stack.bus.next_room_id(PATIENCE).await.unwrap();
+    let (over, open) = (id().await, id().await);
+    for room in [over, open] {
+        let event = Event::RoomOpened {
+            app: app(),
+            room,
+            anchor,
+            room_type: 1,
+            name: "n".into(),
+            cover: String::new(),
+        };
+        append(event, room, RoomKind::Opened).await;
+        if room == over {
+            let event = Event::RoomClosed { app: app(), room, by: Some(anchor) };
+            append(event, room, RoomKind::Closed).await;
+        }
+    }
+
+    let (living, stop) = stack.living().await;
+    eventually("the open room is found", async || stack.is_found(open).await).await;
+    assert!(!stack.is_found(over).await);
+    assert!(stack.entry(open).await.value.is_some());
+    assert_eq!(stack.entry(over).await.value, None);
+    assert_eq!(stack.open(anchor).await, open, "the claim is there too");
+    stop.cancel();
+    living.stopped().await;
+
+    // The next process starts where this one ended, and changes nothing.
+    let (_living, _stop) = stack.living().await;
+    assert!(stack.is_found(open).await);
+    stack.close(open, anchor).await.unwrap();
+    assert_eq!(stack.entry(open).await.value, None);
+}
+
+/// A process that died between its claim and its append binds nobody for long.
+#[tokio::test]
+async fn a_claim_without_an_opening_is_void_after_ten_seconds() {
+    let stack = Stack::start().await;
+    let (_living, _stop) = stack.living().await;
+    #[derive(serde::Serialize)]
+    struct Claim {
+        room: RoomId,
+        at_ms: u64,
+    }
+    let anchor = user(10_086);
+    let dead = stack.bus.next_room_id(PATIENCE).await.unwrap();
+    let claimed = std::time::Instant::now();
+    let claim = codec::encode(&Claim { room: dead, at_ms: qiyu_nats::now_ms() }).unwrap();
+    let key = format!("{}.{anchor}", app());
+    stack.bus.bucket(BucketName::Anchors).set_if(&key, 0, claim, None).await.unwrap();
+
+    let opened = stack.open(anchor).await;
+    assert_ne!(opened, dead);
+    assert!(Duration::from_secs(9) < claimed.elapsed(), "not before it is void");
+    assert_eq!(stack.open(anchor).await, opened);
+}
