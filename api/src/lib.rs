@@ -1,0 +1,29 @@
+//! The HTTP edge and the page.
+//!
+//! **Owns** who a request comes from, the words and codes of every answer,
+//! people's names and pictures, the tickets for an IM connection, the page.
+//!
+//! **Never** decides about a room: it asks `living`. Never answers with an
+//! error's own words.
+//!
+//! **Reads** the gateways' leases and users' sessions, through `presence`.
+//!
+//! **Writes** table `t_user`; asks `qiyu.living`.
+//!
+//! **Start at** [`edge`] (what a request passes), then [`routes`].
+
+mod answer;
+mod edge;
+mod identity;
+mod messages;
+mod metrics;
+mod page;
+mod params;
+mod profile;
+mod rate;
+mod routes;
+mod service;
+
+pub use identity::KeyError;
+pub use profile::ProfileError;
+pub use service::{Api, Config, StartError};

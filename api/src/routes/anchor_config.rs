@@ -1,0 +1,130 @@
+//! `/living/anchorConfig`: a room as the one who enters it sees it.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use qiyu_nats::{RoomId, UserId, command::FindRoom};
+use serde::Serialize;
+
+use crate::{
+    answer::{Answer, Refused},
+    edge::Edge,
+    identity::LoggedIn,
+    params::{Asked, Params},
+    profile::{AVATAR_DEFAULT, BACKGROUND_DEFAULT, Profile},
+};
+
+/// Every field is there in every answer. A room that is unknown or closed has
+/// the id -1 and the anchor 0.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AnchorConfig {
+    room_id: i128, // ids are unsigned, and -1 is none of them
+    room_name: String,
+    anchor_id: u64,
+    anchor_nick_name: String,
+    anchor_img: String,
+    /// The anchor's, under the seed's name for it.
+    avatar: String,
+    /// The seed's `isAnchor`, as its serialiser wrote it, and as one would expect it.
+    anchor: bool,
+    is_anchor: bool,
+    user_id: UserId,
+    /// The caller's, under both of the seed's names for it.
+    nick_name: String,
+    watcher_nick_name: String,
+    watcher_avatar: String,
+    default_bg_img: &'static str,
+    /// The opponent in a pk; there is none yet.
+    pk_obj_id: Option<UserId>,
+    watch_num: u64,
+}
+
+/// Answers whoever is logged in.
+pub(crate) async fn anchor_config(
+    State(edge): State<Arc<Edge>>,
+    LoggedIn(who): LoggedIn,
+    params: Params,
+) -> Result<Answer<AnchorConfig>, Refused> {
+    let found = match room(&params)? {
+        Asked::Id(room) => edge.living(&FindRoom { app: edge.app, room }).await?,
+        Asked::Nothing => None,
+    };
+    let watcher = edge.profile(&who).await;
+    let mut config = nowhere(who.user, watcher);
+    if let Some(room) = found {
+        let anchor = edge.known(&[room.anchor]).await.pop();
+        let anchor = anchor.unwrap_or_else(|| Profile::unknown(room.anchor));
+        config.room_id = room.room.get().into();
+        config.room_name = room.name;
+        config.anchor_id = room.anchor.get();
+        config.avatar = anchor.avatar_or_default().to_owned();
+        config.anchor_img = if room.cover.is_empty() { config.avatar.clone() } else { room.cover };
+        config.anchor_nick_name = anchor.nick_name;
+        config.anchor = room.anchor == who.user;
+        config.is_anchor = config.anchor;
+        config.watch_num = room.watch_num;
+    }
+    Ok(Answer(config))
+}
+
+/// The room asked for.
+pub(super) fn room(params: &Params) -> Result<Asked<RoomId>, Refused> {
+    let missing = || Refused::parameter("需要给定直播间id");
+    params.asked("roomId").map_err(|_| missing())?.ok_or_else(missing)
+}
+
+fn nowhere(user_id: UserId, watcher: Profile) -> AnchorConfig {
+    AnchorConfig {
+        room_id: -1,
+        room_name: String::new(),
+        anchor_id: 0,
+        anchor_nick_name: String::new(),
+        anchor_img: AVATAR_DEFAULT.into(),
+        avatar: AVATAR_DEFAULT.into(),
+        anchor: false,
+        is_anchor: false,
+        user_id,
+        nick_name: watcher.nick_name.clone(),
+        watcher_avatar: watcher.avatar_or_default().to_owned(),
+        watcher_nick_name: watcher.nick_name,
+        default_bg_img: BACKGROUND_DEFAULT,
+        pk_obj_id: None,
+        watch_num: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn nowhere_has_every_field_too() {
+        let user: UserId = "285608972927369217".parse().unwrap();
+        let text = serde_json::to_string(&nowhere(user, Profile::unknown(user))).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        for name in [
+            "anchorId",
+            "userId",
+            "anchorImg",
+            "roomName",
+            "anchor",
+            "isAnchor",
+            "avatar",
+            "roomId",
+            "watcherNickName",
+            "anchorNickName",
+            "watcherAvatar",
+            "defaultBgImg",
+            "pkObjId",
+            "nickName",
+            "watchNum",
+        ] {
+            assert!(config.get(name).is_some(), "{name}");
+        }
+        assert_eq!(config["roomId"], json!(-1));
+        assert!(text.contains(r#""userId":285608972927369217"#));
+    }
+}

@@ -1,0 +1,90 @@
+//! `/im/history`: what was said in a room, page by page towards the past.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use qiyu_nats::{
+    AppId, MsgId, RoomId,
+    bucket::BucketError,
+    event::Event,
+    log::{LogEntry, ReadError},
+    room,
+    stream::BucketName,
+    subject::{self, RoomKind},
+};
+use tracing::warn;
+
+use crate::{
+    answer::{Answer, Refused},
+    edge::Edge,
+    identity::LoggedIn,
+    messages::{CHAT, Message, MessagePage, page_size},
+    params::{Asked, Params},
+};
+
+/// Answers whoever is logged in; a closed room is readable, too.
+pub(crate) async fn history(
+    State(edge): State<Arc<Edge>>,
+    LoggedIn(who): LoggedIn,
+    params: Params,
+) -> Result<Answer<MessagePage>, Refused> {
+    let missing = || Refused::parameter("需要给定直播间id");
+    let asked = params.asked::<RoomId>("roomId").map_err(|_| missing())?.ok_or_else(missing)?;
+    let before =
+        params.parsed::<MsgId>("before").map_err(|_| Refused::parameter("参数格式错误"))?;
+    let limit = page_size(&params)?;
+    let Asked::Id(room) = asked else { return Err(never_a_room()) };
+    if !ever_opened(&edge, room).await? {
+        return Err(never_a_room());
+    }
+    let subject = subject::room(edge.app, room, RoomKind::Msg);
+    let before = before.map_or(u64::MAX, MsgId::seq);
+    // One more than asked for tells whether there is a further page.
+    let found = edge.bus.read_back(&subject, before, limit + 1, is_chat).await.map_err(unread)?;
+    let has_next = limit < found.len();
+    let list = found
+        .into_iter()
+        .skip(usize::from(has_next))
+        .filter_map(|entry| chat_of(&entry))
+        .map(|(app, msg_id, data)| Message::new(app, who.user, CHAT, data, msg_id))
+        .collect();
+    Ok(Answer(MessagePage { list, has_next }))
+}
+
+fn is_chat(entry: &LogEntry) -> bool {
+    chat_of(entry).is_some()
+}
+
+fn chat_of(entry: &LogEntry) -> Option<(AppId, MsgId, String)> {
+    match entry.record().ok()?.event {
+        Event::RoomMessageSent { app, biz_code: CHAT, data, .. } => {
+            Some((app, entry.msg_id(), data))
+        }
+        _ => None,
+    }
+}
+
+/// Whether the log, or the list of open rooms, knows the room at all.
+async fn ever_opened(edge: &Edge, room: RoomId) -> Result<bool, Refused> {
+    for kind in [RoomKind::Opened, RoomKind::Closed] {
+        let subject = subject::room(edge.app, room, kind);
+        if edge.bus.read_last(&subject).await.map_err(unread)?.is_some() {
+            return Ok(true);
+        }
+    }
+    let rooms = edge.bus.bucket(BucketName::Rooms);
+    let slot = rooms.read(&room::key(edge.app, room)).await.map_err(|error: BucketError| {
+        warn!(error = &error as &dyn std::error::Error, "rooms not read");
+        Refused::system()
+    })?;
+    Ok(slot.value.is_some())
+}
+
+fn never_a_room() -> Refused {
+    Refused::new(404, "直播间不存在")
+}
+
+fn unread(error: ReadError) -> Refused {
+    warn!(error = &error as &dyn std::error::Error, "history not read");
+    Refused::system()
+}

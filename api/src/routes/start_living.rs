@@ -1,0 +1,43 @@
+//! `/living/startingLiving`: an anchor opens a room, or gets the one that is open.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use qiyu_nats::{RoomId, command::OpenRoom};
+use serde::Serialize;
+
+use crate::{
+    answer::{Answer, Refused},
+    edge::Edge,
+    identity::LoggedIn,
+    params::Params,
+    profile::is_avatar,
+};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Started {
+    room_id: RoomId,
+}
+
+/// Needs the vip flag.
+pub(crate) async fn start_living(
+    State(edge): State<Arc<Edge>>,
+    LoggedIn(who): LoggedIn,
+    params: Params,
+) -> Result<Answer<Started>, Refused> {
+    if !who.vip {
+        return Err(Refused::forbidden());
+    }
+    let room_type = super::list_rooms::room_type(&params)?;
+    let cover = params.text("covertImg").unwrap_or_default().to_owned();
+    if !is_avatar(&cover) {
+        return Err(Refused::parameter("封面地址不正确"));
+    }
+    let name = params.text("roomName").map(str::to_owned);
+    let profile = edge.profile(&who).await;
+    let cover = if cover.is_empty() { profile.avatar } else { cover }; // as the seed has it
+    let open = OpenRoom { app: edge.app, anchor: who.user, room_type, name, cover };
+    let room_id = edge.living(&open).await?;
+    Ok(Answer(Started { room_id }))
+}
