@@ -1,0 +1,186 @@
+//! qiyu: a live-room messaging backend whose every delivery is a recorded fact.
+
+mod http;
+mod ops;
+mod run;
+mod settings;
+mod up;
+
+use std::{env, io::IsTerminal as _, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use qiyu_nats::server;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    run::{Role, say},
+    settings::{Purpose, SETTINGS, Settings},
+    up::{Ground, note},
+};
+
+/// What a second Ctrl-C exits with, as a shell would show it.
+const INTERRUPTED: i32 = 130;
+/// What a wrong command line or setting exits with, as clap does.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == server::CHILD_COMMAND) {
+        return match server::exec_child(args) {
+            Ok(never) => match never {},
+            Err(error) => failure(&error.into()),
+        };
+    }
+    let matches = command().get_matches();
+    let (name, arguments) = matches.subcommand().unwrap_or(("up", &matches));
+    let flag = |name: &str| arguments.get_one::<String>(name).cloned();
+    let settings = match Settings::resolve(&purpose(name, arguments), &flag, env::vars_os()) {
+        Ok(settings) => settings,
+        Err(mistakes) => {
+            note(&mistakes.to_string());
+            return ExitCode::from(USAGE);
+        }
+    };
+    if arguments.get_flag("print-config") {
+        say(&settings.to_string());
+        return ExitCode::SUCCESS;
+    }
+    start_tracing(&settings);
+    match perform(name, arguments, &settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure(&error),
+    }
+}
+
+fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    match name {
+        "run" => {
+            let roles = roles(arguments);
+            main_thread(async |stop| Box::pin(run::run(&roles, settings, &stop)).await)
+        }
+        "fetch-nats" => {
+            let found = server::find(settings.nats_server.as_deref(), &mut note)?;
+            say(&found.path.to_string_lossy());
+            Ok(())
+        }
+        _ => {
+            let ground = Ground::prepare(settings)?;
+            main_thread(async |stop| Box::pin(up::up(settings, ground, &stop)).await)
+        }
+    }
+}
+
+/// Runs `task` on this thread, which must be the main one, with a token that
+/// SIGINT and SIGTERM cancel. Its helpers have all cores.
+fn main_thread(
+    task: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let tasks = TaskTracker::new();
+        task(stop_on_signal(&tasks)?).await
+    });
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+/// The first signal asks everything to stop, the second one does not ask.
+fn stop_on_signal(tasks: &TaskTracker) -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    let asked = stop.clone();
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                biased; // any order would do
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if asked.is_cancelled() {
+                note("stopped at once");
+                std::process::exit(INTERRUPTED);
+            }
+            note("stopping; once more stops it at once");
+            asked.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+fn start_tracing(settings: &Settings) {
+    // async-nats tells of every reconnection twice; what it warns of is enough.
+    let filter = EnvFilter::new(format!("async_nats=warn,{}", settings.log));
+    tracing_subscriber::fmt()
+        .compact()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
+}
+
+/// Tells the whole chain of causes. A cause its effect already quotes is left out.
+fn failure(error: &anyhow::Error) -> ExitCode {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    note(&text);
+    ExitCode::FAILURE
+}
+
+fn purpose(name: &str, arguments: &ArgMatches) -> Purpose {
+    match name {
+        "up" => Purpose::Up,
+        "run" => Purpose::Run(roles(arguments)),
+        _ => Purpose::Tool,
+    }
+}
+
+fn roles(arguments: &ArgMatches) -> Vec<Role> {
+    let mut roles: Vec<Role> = arguments.get_many("roles").into_iter().flatten().copied().collect();
+    roles.sort_unstable();
+    roles.dedup();
+    roles
+}
+
+/// The command line. Every setting is a flag of every command.
+fn command() -> Command {
+    let settings = SETTINGS.iter().map(|setting| {
+        let default = setting.default.map(|value| format!(" [default {value}]"));
+        Arg::new(setting.name)
+            .long(setting.name)
+            .value_name("VALUE")
+            .help(format!("{}{}", setting.doc, default.unwrap_or_default()))
+            .help_heading("Settings (each is also a variable: --ack-wait is QIYU_ACK_WAIT)")
+            .global(true)
+    });
+    let print_config = Arg::new("print-config")
+        .long("print-config")
+        .help("Show what every setting resolves to, and exit")
+        .action(ArgAction::SetTrue)
+        .global(true);
+    let roles = Arg::new("roles")
+        .help("gateway, fanout, presence, living, api; several separated by commas")
+        .required(true)
+        .value_delimiter(',')
+        .value_parser(|name: &str| name.parse::<Role>());
+    Command::new("qiyu")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .args(settings)
+        .arg(print_config)
+        .subcommand(Command::new("up").about("Run everything in this process (the default)"))
+        .subcommand(Command::new("run").about("Run some roles on an existing NATS").arg(roles))
+        .subcommand(
+            Command::new("fetch-nats")
+                .about("Find a nats-server or fetch the pinned one, and print its path"),
+        )
+}
