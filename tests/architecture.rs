@@ -1,0 +1,290 @@
+//! The boundaries of the workspace, and the documents that describe it.
+//!
+//! Boundaries are enforced, taste is not.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Crates that meet in commands and events only.
+const SERVICES: [&str; 4] = ["api", "fanout", "gateway", "living"];
+/// What every service may build on.
+const GROUND: [&str; 2] = ["nats", "presence"];
+/// What is not the project's, whoever put it here.
+const NOT_OURS: [&str; 2] = ["target", "data"];
+const README_LINES_MAX: usize = 200;
+const ARCHITECTURE_LINES_MAX: usize = 400;
+
+#[test]
+fn crates_import_only_what_lies_below_them() {
+    let mut below: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    below.insert("nats", BTreeSet::new());
+    below.insert("presence", ["nats"].into());
+    for service in SERVICES {
+        below.insert(service, GROUND.into());
+    }
+    let members: BTreeSet<String> = folders().into_iter().filter(is_crate).collect();
+    assert_eq!(members, below.keys().map(|folder| (*folder).to_owned()).collect());
+    for (folder, allowed) in below {
+        let manifest = read(&root().join(folder).join("Cargo.toml"));
+        let imported: BTreeSet<&str> =
+            dependencies(&manifest).filter_map(|(_, name)| name.strip_prefix("qiyu-")).collect();
+        let wrong: Vec<_> = imported.difference(&allowed).collect();
+        assert!(wrong.is_empty(), "{folder}/ may not import {wrong:?}, only {allowed:?}");
+    }
+}
+
+#[test]
+fn only_nats_speaks_nats() {
+    let ours = |path: &str| !path.starts_with("nats/") && path != "tests/architecture.rs";
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        for named in ["async_nats::", "async_nats;", "rmp_serde::", "rmp_serde;"] {
+            if ours(&path) && text.contains(named) {
+                wrong.push(format!("{path} names {named}"));
+            }
+        }
+    }
+    for (path, text) in files() {
+        if !path.ends_with("Cargo.toml") || !ours(&path) {
+            continue;
+        }
+        let imported = dependencies(&text).filter(|(section, name)| {
+            // The workspace's table only says which version; tests stand outside.
+            let uses = !["workspace.dependencies", "dev-dependencies"].contains(section);
+            uses && ["async-nats", "rmp-serde"].contains(name)
+        });
+        wrong.extend(imported.map(|(section, name)| format!("{path} [{section}] names {name}")));
+    }
+    assert!(wrong.is_empty(), "NATS and its encoding are the business of nats/ alone: {wrong:#?}");
+}
+
+#[test]
+fn the_pure_half_of_nats_needs_no_server() {
+    let index = read(&root().join("nats/src/lib.rs"));
+    let (_, halves) = index.split_once("// The pure half").unwrap();
+    let (pure, other) = halves.split_once("// The half that talks").unwrap();
+    let names = |half: &str| -> BTreeSet<String> {
+        let name = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
+        half.lines().filter_map(name).collect()
+    };
+    let (pure, other) = (names(pure), names(other));
+    let agreed = [
+        "codec", "command", "envelope", "event", "id", "ledger", "room", "secret", "subject",
+        "ticket",
+    ];
+    let gone: Vec<_> = agreed.iter().filter(|name| !pure.contains(**name)).collect();
+    assert!(gone.is_empty(), "no longer in the pure half: {gone:?}");
+    for name in pure {
+        let text = code(&read(&root().join(format!("nats/src/{name}.rs"))));
+        for word in ["tokio", "async_nats"] {
+            assert!(!has_word(&text, word), "nats/src/{name}.rs is pure and names {word}");
+        }
+        for module in &other {
+            let (one, many) = (format!("crate::{module}::"), format!(" {module}::"));
+            let imports = text.contains(&one) || text.contains(&many);
+            assert!(!imports, "nats/src/{name}.rs is pure and imports {module}");
+        }
+    }
+}
+
+#[test]
+fn only_the_gateway_knows_a_frame_code() {
+    for (path, text) in sources() {
+        // Tests are clients, as the page is.
+        if path.starts_with("gateway/") || path.contains("tests/") {
+            continue;
+        }
+        let text = code(&text);
+        for frame_code in 1001..=1006 {
+            let frame_code = frame_code.to_string();
+            assert!(!has_word(&text, &frame_code), "{path} names {frame_code}, a frame code");
+        }
+        assert!(!text.contains("qiyu_gateway::frame"), "{path} looks into the gateway's frames");
+    }
+    let gateway = read(&root().join("gateway/src/lib.rs"));
+    assert!(gateway.lines().any(|line| line == "mod frame;"), "frames stay private");
+}
+
+#[test]
+fn every_folder_has_its_paragraph_and_every_paragraph_its_folder() {
+    let text = read(&root().join("ARCHITECTURE.md"));
+    let told: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("**`")?.split_once("/`**"))
+        .map(|(folder, _)| folder.to_owned())
+        .collect();
+    assert_eq!(told, folders(), "left: ARCHITECTURE.md, right: the folders there are");
+}
+
+#[test]
+fn every_file_a_document_names_is_there() {
+    for document in ["README.md", "ARCHITECTURE.md"] {
+        let text = read(&root().join(document));
+        for named in quoted(&text).filter(|name| is_path(name)) {
+            assert!(root().join(named).exists(), "{document} names `{named}`, which is not there");
+        }
+    }
+}
+
+#[test]
+fn every_invariant_names_a_test_that_exists() {
+    let text = read(&root().join("ARCHITECTURE.md"));
+    let tests: BTreeSet<String> = sources().iter().flat_map(|(_, text)| tests_in(text)).collect();
+    let invariants: Vec<&str> = text.split("**Invariant: ").skip(1).collect();
+    assert!(!invariants.is_empty(), "ARCHITECTURE.md states no invariant");
+    for invariant in invariants {
+        let invariant = invariant.split("\n\n").next().unwrap();
+        let (said, _) = invariant.split_once("**").unwrap();
+        let (_, held_by) = invariant
+            .split_once("(test: ")
+            .or_else(|| invariant.split_once("(tests: "))
+            .unwrap_or_else(|| panic!("no test holds the invariant {said:?}"));
+        let held_by = held_by.split(')').next().unwrap();
+        let named: Vec<&str> = quoted(held_by).collect();
+        assert!(!named.is_empty(), "no test holds the invariant {said:?}");
+        for name in named {
+            assert!(tests.contains(name), "{said:?} is held by {name}, and there is no such test");
+        }
+    }
+}
+
+#[test]
+fn documents_stay_short() {
+    for (document, most) in
+        [("README.md", README_LINES_MAX), ("ARCHITECTURE.md", ARCHITECTURE_LINES_MAX)]
+    {
+        let lines = read(&root().join(document)).lines().count();
+        assert!(lines <= most, "{document} has {lines} lines, at most {most} are read");
+    }
+}
+
+#[test]
+fn nothing_depends_on_the_machine_it_was_written_on() {
+    // In pieces, so that this file passes too.
+    let paths = ["work", "root", "tmp"].map(|top| format!("/{top}/"));
+    let registry = "registry+https://github.com/rust-lang/crates.io-index";
+    let mut wrong = Vec::new();
+    for (path, text) in files() {
+        for (line, number) in text.lines().zip(1..) {
+            let foreign = line.starts_with("source = ") && !line.contains(registry);
+            if foreign || paths.iter().any(|machine| line.contains(machine)) {
+                wrong.push(format!("{path}:{number}: {line}"));
+            }
+            let mirror = ["index-url", "extra-index", "find-links", "replace-with"];
+            if path != "tests/architecture.rs" && mirror.iter().any(|word| line.contains(word)) {
+                wrong.push(format!("{path}:{number}: {line}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "paths or registries of one machine: {wrong:#?}");
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The folders one sees with `ls`.
+fn folders() -> BTreeSet<String> {
+    let entries = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap());
+    let folders = entries.filter(|entry| entry.file_type().unwrap().is_dir());
+    folders.map(|folder| folder.file_name().into_string().unwrap()).filter(|f| is_ours(f)).collect()
+}
+
+fn is_ours(name: &str) -> bool {
+    !name.starts_with('.') && !NOT_OURS.contains(&name)
+}
+
+fn is_crate(folder: &String) -> bool {
+    root().join(folder).join("Cargo.toml").exists()
+}
+
+/// Every text file of the project, with its path from the root.
+fn files() -> Vec<(String, String)> {
+    let (mut found, mut open) = (Vec::new(), vec![root()]);
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+            let skipped = [".git"].iter().chain(&NOT_OURS).any(|skipped| name == *skipped);
+            if skipped {
+                continue;
+            }
+            if path.is_dir() {
+                open.push(path);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                found.push((name, text));
+            }
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<(String, String)> {
+    files().into_iter().filter(|(path, _)| path.ends_with(".rs")).collect()
+}
+
+/// (section, name) of every dependency of a manifest.
+fn dependencies(manifest: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut section = "";
+    manifest.lines().filter_map(move |line| {
+        if let Some(header) = line.strip_prefix('[') {
+            section = header.trim_end_matches(']');
+            // [dependencies.x] is one of [dependencies], too.
+            let (table, name) = section.rsplit_once('.')?;
+            return table.ends_with("dependencies").then_some((table, name));
+        }
+        let name = line.split(['=', '.', ' ']).next().filter(|name| !name.is_empty())?;
+        section.ends_with("dependencies").then_some((section, name))
+    })
+}
+
+/// A source without its comments.
+fn code(text: &str) -> String {
+    let line = |line: &str| line.split("//").next().unwrap_or_default().to_owned();
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Whether `word` occurs, and not as a part of a longer one.
+fn has_word(text: &str, word: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !before.ends_with(part) && !after.starts_with(part)
+    })
+}
+
+/// What stands between single backticks on one line.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// A file or folder of this workspace, and nothing with a gap to be filled in.
+fn is_path(name: &str) -> bool {
+    let kind = [".rs", ".md", ".toml", ".sql", "/"].iter().any(|ending| name.ends_with(ending));
+    kind && name.contains('/')
+        && !name.starts_with('/')
+        && !name.contains([' ', '<', '*', ':', '…'])
+}
+
+/// The names of the tests of a source.
+fn tests_in(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let name = |line: &str| {
+        let (before, after) = line.split_once("fn ")?;
+        let name = after.split('(').next()?;
+        (before.is_empty() || before == "async ").then(|| name.to_owned())
+    };
+    let is_test = |line: &&str| line.starts_with("#[test") || line.starts_with("#[tokio::test");
+    let tests = lines.iter().enumerate().filter(|(_, line)| is_test(line));
+    // Attributes may stand between.
+    tests.filter_map(|(at, _)| lines[at..].iter().take(4).find_map(|line| name(line))).collect()
+}

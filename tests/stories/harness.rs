@@ -1,0 +1,27 @@
+//! What the stories are told with: a running qiyu, people, and their connections.
+//!
+//! Everything here is outside the system: it starts the real program and speaks to it over real
+//! sockets, from `docs/PROTOCOL.md` alone. Nothing is shared with the code under test.
+
+mod bus;
+pub(crate) mod chromium;
+mod hearing;
+mod http;
+mod person;
+mod process;
+mod site;
+mod socket;
+mod speaking;
+mod stack;
+mod tcp;
+mod wait;
+mod ws;
+
+pub(crate) use bus::Nats;
+pub(crate) use http::{Answer, How, Reply, Request, percent};
+pub(crate) use person::{APP, Person, Room};
+pub(crate) use process::run_to_end;
+pub(crate) use socket::{Heard, Receipt, Socket, fresh_id, msg_ids};
+pub(crate) use stack::{FAST, Stack};
+pub(crate) use tcp::{frame, frame_claiming};
+pub(crate) use wait::{PATIENCE, eventually};

@@ -1,0 +1,77 @@
+//! A look at the bus itself, in NATS's own text protocol: what an operator
+//! would see with the `nats` tool. Nothing of the system's code is used.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+};
+
+/// A connection to the running system's NATS.
+pub(crate) struct Nats(BufReader<TcpStream>);
+
+impl Nats {
+    /// Connects as other commands with the same data directory would.
+    pub(crate) async fn of(data_dir: &Path) -> Self {
+        let url = std::fs::read_to_string(data_dir.join("nats.url")).expect("nats.url is there");
+        let (login, host) = url
+            .trim()
+            .strip_prefix("nats://")
+            .and_then(|rest| rest.split_once('@'))
+            .expect("nats://user:password@host:port");
+        let (user, pass) = login.split_once(':').expect("user:password");
+        let stream = TcpStream::connect(host).await.expect("NATS listens");
+        let mut nats = Self(BufReader::new(stream));
+        nats.line().await; // INFO
+        let hello = json!({ "verbose": false, "user": user, "pass": pass, "headers": true });
+        nats.says(&format!("CONNECT {hello}\r\nSUB _INBOX.story 1\r\n")).await;
+        nats
+    }
+
+    /// What a stream holds, as its server counts it.
+    pub(crate) async fn messages_in(&mut self, stream: &str) -> u64 {
+        let info = self.asks(&format!("$JS.API.STREAM.INFO.{stream}"), "").await;
+        let info: Value = serde_json::from_slice(&info).expect("an answer in JSON");
+        info["state"]["messages"].as_u64().unwrap_or_else(|| panic!("{info}"))
+    }
+
+    /// The newest message of a stream under `subject`, as it lies there.
+    pub(crate) async fn last_of(&mut self, stream: &str, subject: &str) -> Vec<u8> {
+        let wanted = json!({ "last_by_subj": subject }).to_string();
+        self.asks(&format!("$JS.API.DIRECT.GET.{stream}"), &wanted).await
+    }
+
+    async fn asks(&mut self, subject: &str, payload: &str) -> Vec<u8> {
+        let length = payload.len();
+        self.says(&format!("PUB {subject} _INBOX.story {length}\r\n{payload}\r\n")).await;
+        loop {
+            let line = self.line().await;
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let number = |word: &str| word.parse::<usize>().expect("a length");
+            let (headers, total) = match words.as_slice() {
+                ["PING"] => {
+                    self.says("PONG\r\n").await;
+                    continue;
+                }
+                ["MSG", .., total] => (0, number(total)),
+                ["HMSG", .., headers, total] => (number(headers), number(total)),
+                _ => continue, // INFO comes again now and then
+            };
+            let mut message = vec![0; total + 2];
+            self.0.read_exact(&mut message).await.expect("the message is there");
+            return message[headers..total].to_vec();
+        }
+    }
+
+    async fn says(&mut self, text: &str) {
+        self.0.get_mut().write_all(text.as_bytes()).await.expect("NATS hears");
+    }
+
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).await.expect("NATS answers");
+        line
+    }
+}

@@ -1,0 +1,324 @@
+//! A whole running system: one process that is everything, or one process per role.
+
+mod damage;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::http::{Reply, Request};
+use super::person::{Person, Room};
+use super::process::Process;
+use super::site::{Door, Site};
+use super::socket::Socket;
+use super::wait::{PATIENCE, eventually};
+
+/// Settings for people who talk faster than people do.
+pub(crate) const FAST: &[(&str, &str)] =
+    &[("QIYU_SEND_RATE", "100000"), ("QIYU_SEND_BURST", "100000")];
+
+/// Gateways and api must share it.
+const SECRET: &str = "a-secret-that-only-the-stories-know-0123456789";
+
+/// A running system in a temporary directory. Stop it with [`Stack::stop`], which also checks it.
+pub(crate) struct Stack {
+    settings: Vec<(String, String)>,
+    site: Arc<Site>,
+    parts: Vec<Part>,
+    nats: Option<Process>,
+    // Last, because it has the logs that a process shows when a story fails.
+    home: TempDir,
+}
+
+/// One process and what it was started for.
+struct Part {
+    roles: String,
+    /// Its place in the order of starting; its directory and log are named by it.
+    number: usize,
+    settings: Vec<(String, String)>,
+    process: Process,
+}
+
+impl Part {
+    /// `qiyu run <roles>` on the directory of this number, whatever was there before.
+    async fn starts(
+        home: &Path,
+        number: usize,
+        roles: &str,
+        settings: Vec<(String, String)>,
+    ) -> Self {
+        let mut labels = vec!["http"];
+        if roles.split(',').any(|role| role == "gateway") {
+            labels.extend(["websocket", "tcp"]);
+        }
+        let log = home.join(format!("log-{number}"));
+        let process = Process::starts(&["run", roles], &settings, &log, &labels).await;
+        Self { roles: roles.to_owned(), number, settings, process }
+    }
+
+    async fn is_ready(&self) {
+        let what = format!("{} is ready", self.process.name());
+        eventually(&what, PATIENCE * 2, async || {
+            Request::get("/readyz").send(&self.door().http).await.status == 200
+        })
+        .await;
+    }
+
+    fn door(&self) -> Door {
+        let http = if self.roles == "up" { "page" } else { "http" };
+        let address = |label| self.process.address(label);
+        Door { http: address(http), ws: address("websocket"), tcp: address("tcp") }
+    }
+
+    fn has(&self, role: &str) -> bool {
+        self.roles.split(',').any(|one| one == role)
+    }
+}
+
+/// Starting and stopping.
+impl Stack {
+    /// `qiyu up` as everybody gets it.
+    pub(crate) async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// `qiyu up` with these settings.
+    pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
+        let mut stack = Self::empty(settings);
+        stack.starts_again().await;
+        stack
+    }
+
+    /// One process for each of `roles` (`"fanout,presence,living,api"`, `"gateway"`, …) on a
+    /// nats-server of their own. Gateways are called g1, g2, … in this order.
+    pub(crate) async fn roles(roles: &[&str], settings: &[(&str, &str)]) -> Self {
+        let mut stack = Self::empty(settings);
+        let (nats, url) = Process::starts_nats(stack.home.path()).await;
+        stack.nats = Some(nats);
+        stack.site.keeps_secret(SECRET);
+        stack.set("QIYU_NATS_URL", &url);
+        stack.set("QIYU_JWT_SECRET", SECRET);
+        stack.set("QIYU_DEV_LOGIN", "true");
+        let mut gateways = 0;
+        for (number, roles) in roles.iter().enumerate() {
+            let data = stack.home.path().join(format!("data-{number}"));
+            let mut settings = stack.settings.clone();
+            settings.push(("QIYU_DATA_DIR".to_owned(), data.display().to_string()));
+            if roles.split(',').any(|role| role == "gateway") {
+                gateways += 1;
+                settings.push(("QIYU_GATEWAY_ID".to_owned(), format!("g{gateways}")));
+            }
+            stack.parts.push(Part::starts(stack.home.path(), number, roles, settings).await);
+        }
+        for part in &stack.parts {
+            part.is_ready().await;
+        }
+        stack.opens_its_doors();
+        stack
+    }
+
+    fn empty(settings: &[(&str, &str)]) -> Self {
+        let home = TempDir::new().expect("a temp dir can be made");
+        let (site, parts, nats) = (Arc::default(), Vec::new(), None);
+        let mut stack = Self { home, settings: Vec::new(), site, parts, nats };
+        for listen in ["QIYU_HTTP_LISTEN", "QIYU_WS_LISTEN", "QIYU_TCP_LISTEN"] {
+            stack.set(listen, "127.0.0.1:0");
+        }
+        // A story may end with sockets open; nobody waits for them to move elsewhere.
+        stack.set("QIYU_DRAIN_WINDOW", "1s");
+        // Everybody here comes from one address, and asks until it is so.
+        stack.set("QIYU_HTTP_RATE", "10000");
+        settings.iter().for_each(|(key, value)| stack.set(key, value));
+        stack
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// `qiyu up` on the directory of this stack, whatever was there before.
+    pub(crate) async fn starts_again(&mut self) {
+        let (data, log) = (self.data_dir(), self.home.path().join("log"));
+        let args = ["up", "--data-dir", &data];
+        let labels = ["page", "websocket", "tcp", "nats"];
+        let process = Process::starts(&args, &self.settings, &log, &labels).await;
+        let (roles, settings) = ("up".to_owned(), Vec::new());
+        self.parts = vec![Part { roles, number: 0, settings, process }];
+        self.opens_its_doors();
+    }
+
+    /// People find the HTTP of the process that has it and the sockets of the first gateway.
+    fn opens_its_doors(&self) {
+        let all_in_one = |part: &&Part| part.roles == "up";
+        let of = |role: &str| self.parts.iter().find(|part| all_in_one(part) || part.has(role));
+        let http = of("api").map(|part| part.door().http).unwrap_or_default();
+        let door = of("gateway").map(Part::door).unwrap_or_default();
+        self.site.moves_to(Door { http, ..door });
+        let gateways = self.parts.iter().filter(|part| all_in_one(part) || part.has("gateway"));
+        self.site.has_gateways(gateways.map(Part::door).collect());
+    }
+
+    /// SIGTERM, as Ctrl-C: ends well, leaves no child, and the log holds nothing it must not.
+    pub(crate) async fn stop(mut self) {
+        self.stops().await;
+    }
+
+    /// Like [`Stack::stop`], but the directory stays and [`Stack::starts_again`] can follow.
+    pub(crate) async fn stops(&mut self) {
+        self.parts.sort_by_key(|part| !part.has("gateway"));
+        for mut part in self.parts.drain(..) {
+            part.process.stops().await;
+            self.site.checks(part.process.name(), &part.process.log());
+        }
+    }
+
+    /// kill -9 for the whole program; whatever it started must end too.
+    pub(crate) async fn is_killed(&mut self) {
+        let mut part = self.parts.remove(0);
+        assert!(!part.process.family().is_empty(), "nats-server is a child of the program");
+        part.process.is_killed().await;
+    }
+}
+
+/// Looking at it.
+impl Stack {
+    pub(crate) fn data_dir(&self) -> String {
+        self.home.path().join("data").display().to_string()
+    }
+
+    /// Everything logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.parts.iter().map(|part| part.process.log()).collect()
+    }
+
+    /// GET from the process that serves the page.
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        Request::get(path).send(&self.site.door().http).await
+    }
+
+    /// GET from every process: its roles and the reply.
+    pub(crate) async fn get_from_each(&self, path: &str) -> Vec<(String, Reply)> {
+        let mut replies = Vec::new();
+        for part in &self.parts {
+            let reply = Request::get(path).send(&part.door().http).await;
+            replies.push((part.roles.clone(), reply));
+        }
+        replies
+    }
+
+    /// Sends a request made by hand.
+    pub(crate) async fn sends(&self, request: Request) -> Reply {
+        request.send(&self.site.door().http).await
+    }
+
+    /// The sum of a metric over its labels and all processes.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let mut samples = Vec::new();
+        for (_, reply) in self.get_from_each("/metrics").await {
+            let text = reply.text();
+            samples.extend(text.lines().filter_map(|line| {
+                let rest = line.strip_prefix(name)?;
+                let of_that_name = rest.starts_with(['{', ' ']);
+                of_that_name.then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+            }));
+        }
+        assert!(!samples.is_empty(), "no process has the metric {name}");
+        samples.iter().sum()
+    }
+
+    /// Every envelope was settled: acknowledged by those who owed it, or given up.
+    pub(crate) async fn owes_nothing(&self) {
+        eventually("no envelope is pending", PATIENCE, async || {
+            self.metric("qiyu_gateway_envelopes_pending").await == 0.0
+        })
+        .await;
+    }
+}
+
+/// Its gateways, where they are processes of their own.
+impl Stack {
+    /// The door of gateway `g<number>`.
+    pub(crate) fn gateway(&self, number: usize) -> Door {
+        self.gateways().nth(number - 1).map(Part::door).expect("there are that many gateways")
+    }
+
+    fn gateways(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter(|part| part.has("gateway"))
+    }
+
+    fn take_gateway(&mut self, number: usize) -> Part {
+        let of_gateways = |(_, part): &(usize, &Part)| part.has("gateway");
+        let mut places = self.parts.iter().enumerate().filter(of_gateways);
+        let (place, _) = places.nth(number - 1).expect("there are that many gateways");
+        self.parts.remove(place)
+    }
+
+    /// kill -9; the gateways after it move up by one.
+    pub(crate) async fn kills_gateway(&mut self, number: usize) {
+        self.take_gateway(number).process.is_killed().await;
+    }
+
+    /// SIGTERM: the gateway sends its people elsewhere and ends well.
+    pub(crate) async fn drains_gateway(&mut self, number: usize) {
+        let mut part = self.take_gateway(number);
+        part.process.stops().await;
+        self.site.checks(part.process.name(), &part.process.log());
+    }
+}
+
+/// Its people.
+impl Stack {
+    /// Somebody who did not log in.
+    pub(crate) fn stranger(&self) -> Person {
+        Person::stranger(&self.site)
+    }
+
+    /// A guest with a name and a face.
+    pub(crate) async fn person(&self, name: &str) -> Person {
+        self.person_with(name, &[]).await
+    }
+
+    /// Somebody who may open a room.
+    pub(crate) async fn anchor(&self, name: &str) -> Person {
+        self.person_with(name, &[("vip", "true")]).await
+    }
+
+    /// Somebody whose number is given.
+    pub(crate) async fn person_numbered(&self, name: &str, id: u64) -> Person {
+        let person = self.person_with(name, &[("userId", &id.to_string())]).await;
+        assert_eq!(person.id, id, "the number survives");
+        person
+    }
+
+    async fn person_with(&self, name: &str, more: &[(&str, &str)]) -> Person {
+        let face = format!("https://faces.example/{name}.png");
+        let params = [&[("nickName", name), ("avatar", face.as_str())], more].concat();
+        let person = self.stranger().logs_in(&params).await;
+        assert_eq!((person.name.as_str(), &person.avatar), (name, &face));
+        person
+    }
+
+    /// A room whose anchor is not in it.
+    pub(crate) async fn room(&self) -> Room {
+        self.anchor("the anchor").await.opens_room().await
+    }
+
+    /// New people, each in the room with a browser.
+    pub(crate) async fn browsers<const N: usize>(
+        &self,
+        room: &Room,
+        names: [&str; N],
+    ) -> [Socket; N] {
+        let mut sockets = Vec::new();
+        for name in names {
+            sockets.push(self.person(name).await.ws_into(room).await);
+        }
+        sockets.try_into().expect("one for each name")
+    }
+
+    /// A new person in the room with a phone.
+    pub(crate) async fn phone(&self, room: &Room, name: &str) -> Socket {
+        self.person(name).await.tcp_into(room).await
+    }
+}

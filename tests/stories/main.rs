@@ -1,0 +1,26 @@
+//! Stories across the whole system, told from outside.
+//!
+//! Each one starts the real program (`Stack::start`), meets people (`stack.person("ann")`), lets
+//! them talk over real sockets, and stops the program, which also checks that it ended well, left
+//! no child and wrote neither an error nor a token into its log. The contract they hold the system
+//! to is `docs/PROTOCOL.md`; its sections are named where a story covers one.
+
+// A story that cannot go on stops loudly, and its helpers are part of the story.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod harness;
+
+mod browser;
+mod comeback;
+mod delivery;
+mod edge;
+mod faults;
+mod frames;
+mod order;
+mod page;
+mod presence;
+mod program;
+mod refusals;
+mod rooms;
+mod talk;
+mod upgrade;
