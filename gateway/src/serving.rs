@@ -36,6 +36,9 @@ use crate::{
     metrics::Metrics,
 };
 
+/// How long a goodbye waits for the bus.
+const LOGOUT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// One life of the gateway.
 pub(crate) struct Serving {
     pub(crate) config: Arc<Config>,
@@ -135,6 +138,20 @@ impl Serving {
             connection: connection.id,
             room,
             since_ms: qiyu_nats::now_ms(),
+        }
+    }
+
+    /// Frees the place of a connection that logs out, so that whoever is told
+    /// "logged out" can log in again at once. A bus that does not answer delays
+    /// nobody's goodbye: [`leave`](Self::leave) tries again.
+    pub(crate) async fn end_session(&self, connection: &Connection) {
+        let (app, user) = (connection.who.app, connection.who.user);
+        let session = self.session(connection, connection.room());
+        let left = self.sessions.leave(app, user, &session);
+        match tokio::time::timeout(LOGOUT_PATIENCE, left).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%user, error = %chain(&error), "session outlives its logout"),
+            Err(_) => warn!(%user, "session outlives its logout: the bus does not answer"),
         }
     }
 

@@ -104,7 +104,7 @@ pub(crate) struct Socket {
     out: BytesMut,
     /// Answers to business frames, in the order of the frames.
     pending: VecDeque<Pending>,
-    storing: Option<Storing>,
+    working: Option<Working>,
     sends: Bucket,
     send_rate: Rate,
     sent: u64,
@@ -126,7 +126,13 @@ enum Pending {
     Logout,
 }
 
-type Storing = Pin<Box<dyn Future<Output = Answered> + Send>>;
+/// What is being done about the oldest pending frame.
+type Working = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+enum Done {
+    Stored(Answered),
+    LoggedOut,
+}
 
 struct Answered {
     client_msg_id: Option<ClientMsgId>,
@@ -164,7 +170,7 @@ impl Socket {
             protocol,
             out: BytesMut::new(),
             pending: VecDeque::new(),
-            storing: None,
+            working: None,
             sends: Bucket::full(send_rate),
             send_rate,
             sent: 0,
@@ -211,7 +217,7 @@ impl Socket {
                 }
             };
         }
-        self.start_storing();
+        self.start_working();
         let wait_until = self.next_deadline();
         let reading = self.pending.len() < PENDING_FRAMES_MAX;
         tokio::select! {
@@ -222,7 +228,14 @@ impl Socket {
                 self.woken += 1;
                 return Ok(());
             }
-            answered = stored(&mut self.storing) => self.answer(answered),
+            done = worked(&mut self.working) => match done {
+                Done::Stored(answered) => self.answer(answered),
+                Done::LoggedOut => {
+                    self.pending.clear(); // whatever was said after goodbye
+                    let close = Close::new(Ending::Logout, 1000, "logout");
+                    self.connection.close(close.saying("true"));
+                }
+            },
             ready = self.stream.writable(), if !self.out.is_empty() => {
                 ready.map_err(|_| Ending::Disconnect)?;
             }
@@ -371,7 +384,7 @@ impl Socket {
             Ok(code::LOGOUT) => {
                 // After the answers to what was said before it.
                 self.pending.push_back(Pending::Logout);
-                self.start_storing();
+                self.start_working();
             }
             _ => {
                 let (app, user) = (who.app, who.user);
@@ -407,18 +420,20 @@ impl Socket {
             }
         };
         self.pending.push_back(pending);
-        self.start_storing();
+        self.start_working();
     }
 
     /// Works the pending frames off, one at a time: a sender's order is the log's.
-    fn start_storing(&mut self) {
-        while self.storing.is_none() {
+    fn start_working(&mut self) {
+        while self.working.is_none() {
             match self.pending.pop_front() {
                 None => return,
                 Some(Pending::Logout) => {
-                    let close = Close::new(Ending::Logout, 1000, "logout");
-                    self.connection.close(close.saying("true"));
-                    self.pending.clear(); // whatever was said after goodbye
+                    let (serving, connection) = (self.serving.clone(), self.connection.clone());
+                    self.working = Some(Box::pin(async move {
+                        serving.end_session(&connection).await;
+                        Done::LoggedOut
+                    }));
                 }
                 Some(Pending::Refuse { client_msg_id, reason }) => {
                     self.answer(Answered { client_msg_id, outcome: Err(reason) });
@@ -427,11 +442,11 @@ impl Socket {
                     self.sent += 1;
                     let (serving, connection) = (self.serving.clone(), self.connection.clone());
                     let number = self.sent;
-                    self.storing = Some(Box::pin(async move {
+                    self.working = Some(Box::pin(async move {
                         let outcome =
                             store(&serving, &connection, &client_msg_id, ask, arrived, number)
                                 .await;
-                        Answered { client_msg_id, outcome }
+                        Done::Stored(Answered { client_msg_id, outcome })
                     }));
                 }
             }
@@ -457,13 +472,13 @@ impl Socket {
     }
 }
 
-/// What is being stored, if anything is.
-async fn stored(storing: &mut Option<Storing>) -> Answered {
-    match storing {
+/// What is being worked on, if anything is.
+async fn worked(working: &mut Option<Working>) -> Done {
+    match working {
         Some(future) => {
-            let answered = future.await;
-            *storing = None;
-            answered
+            let done = future.await;
+            *working = None;
+            done
         }
         None => std::future::pending().await,
     }

@@ -139,8 +139,9 @@ impl Sessions {
         session: &Session,
     ) -> Result<(), SessionError> {
         let left = self.change(app, user, |sessions| {
+            let before = sessions.len();
             sessions.retain(|s| !same(s, session));
-            Ok(())
+            if sessions.len() == before { Err(()) } else { Ok(()) }
         });
         match left.await {
             Ok(()) | Err(ChangeError::Refused) => Ok(()),

@@ -25,7 +25,7 @@ async fn one_is_online_from_login_to_logout() {
         assert!(!bob.sees_online(&bob).await);
         socket.logout().await;
     }
-    goes_offline(&ann, Duration::from_secs(5)).await;
+    assert!(!bob.sees_online(&ann).await, "who is told goodbye is gone");
 
     let phone = ann.tcp().await;
     assert!(bob.sees_online(&ann).await);
