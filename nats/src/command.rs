@@ -203,3 +203,143 @@ impl Command for ReplaceSession {
     type Reply = ();
     const VERB: &'static str = "replace";
 }
+
+/// What may be done about a user, in one room or in the whole app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// What they say is refused with 4010.
+    Mute,
+    /// Their connections are closed, once; they may come back.
+    Kick,
+    /// Their connections are closed, and they may not come back.
+    Ban,
+    /// A measure newer than this build.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Take a measure against a user. Asked of [`LIVING`]; refused with 403 for
+/// whoever is not the room's anchor, with 404 for a room that is not open.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Moderate {
+    /// Where.
+    pub app: AppId,
+    /// In which room. `None`: in the whole app.
+    pub room: Option<RoomId>,
+    /// Against whom.
+    pub user: UserId,
+    /// What.
+    pub measure: Measure,
+    /// Until when, ms since 1970. `None`: until it is lifted. Means nothing for a kick.
+    pub until_ms: Option<u64>,
+    /// For people; may be empty.
+    pub reason: String,
+    /// The anchor who asks. `None`: the server API, which may do everything.
+    pub by: Option<UserId>,
+}
+
+impl Command for Moderate {
+    /// The event's place in the log.
+    type Reply = MsgId;
+    const VERB: &'static str = "moderate";
+}
+
+/// Lift a mute or a ban. Asked of [`LIVING`]; who may is as in [`Moderate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pardon {
+    /// Where.
+    pub app: AppId,
+    /// In which room. `None`: in the whole app.
+    pub room: Option<RoomId>,
+    /// Whose.
+    pub user: UserId,
+    /// What.
+    pub measure: Measure,
+    /// The anchor who asks. `None`: the server API.
+    pub by: Option<UserId>,
+}
+
+impl Command for Pardon {
+    /// Whether there was anything to lift.
+    type Reply = bool;
+    const VERB: &'static str = "pardon";
+}
+
+/// List the mutes and bans in force. Asked of [`LIVING`]; who may is as in [`Moderate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListMeasures {
+    /// Where.
+    pub app: AppId,
+    /// In which room. `None`: those of the whole app.
+    pub room: Option<RoomId>,
+    /// Only this user's. `None`: everybody's.
+    pub user: Option<UserId>,
+    /// The anchor who asks. `None`: the server API.
+    pub by: Option<UserId>,
+    /// Only those of users above this one.
+    pub after: Option<UserId>,
+    /// How many users at most, 1 to 1000.
+    pub limit: u32,
+}
+
+impl Command for ListMeasures {
+    type Reply = Measures;
+    const VERB: &'static str = "list_measures";
+}
+
+/// Mutes and bans in force, by user.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measures {
+    /// In the order of user ids.
+    pub list: Vec<InForce>,
+    /// Whether there are more.
+    pub has_next: bool,
+}
+
+/// A mute or a ban.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InForce {
+    /// Against whom.
+    pub user: UserId,
+    /// What.
+    pub measure: Measure,
+    /// Until when, ms since 1970. `None`: until it is lifted.
+    pub until_ms: Option<u64>,
+    /// For people; may be empty.
+    pub reason: String,
+    /// The anchor who did it. `None`: the server API.
+    pub by: Option<UserId>,
+    /// The event's place in the log.
+    pub msg_id: MsgId,
+}
+
+/// List the users inside a room, asked of the owner of the room's partition
+/// ([`fold_of`]).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ListMembers {
+    /// Where.
+    pub app: AppId,
+    /// Which room.
+    pub room: RoomId,
+    /// Only users above this one.
+    pub after: Option<UserId>,
+    /// How many, 1 to 1000.
+    pub limit: u32,
+}
+
+impl Command for ListMembers {
+    type Reply = Members;
+    const VERB: &'static str = "list_members";
+}
+
+/// Users inside a room, each once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Members {
+    /// In the order of their ids.
+    pub users: Vec<UserId>,
+    /// How many there are in all.
+    pub total: u64,
+    /// Whether there are more above the last of these.
+    pub has_next: bool,
+}
