@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 use prometheus_client::registry::Registry;
 use qiyu_api::Api;
 use qiyu_fanout::Fanout;
-use qiyu_gateway::Gateway;
+use qiyu_gateway::{ContentConfig, Gateway};
 use qiyu_living::Living;
 use qiyu_nats::{Bus, BusConfig, GatewayId, Profile, Secret, server, ticket::TicketKey};
 use qiyu_presence::Reaper;
@@ -289,7 +289,7 @@ impl System {
     ) -> anyhow::Result<()> {
         match role {
             Role::Fanout => {
-                let config = qiyu_fanout::Config { retain: settings.retain };
+                let config = qiyu_fanout::Config { anchor_grace: settings.anchor_grace };
                 let fanout = Fanout::start(config, bus, registry, stop).await?;
                 self.services.slots().fanout = Some(fanout);
             }
@@ -480,6 +480,12 @@ fn gateway_config(
         multi_device: settings.multi_device,
         origins: settings.origins.clone(),
         drain_window: settings.drain_window,
+        content: ContentConfig {
+            words_file: settings.words_file.clone(),
+            webhook: settings.check_url.as_ref().map(|url| url.expose().to_owned()),
+            webhook_timeout: settings.check_timeout,
+            webhook_silence: settings.check_silence,
+        },
         ticket_key: ticket_key(foundation)?,
     })
 }
@@ -488,6 +494,7 @@ fn living_config(settings: &Settings) -> qiyu_living::Config {
     qiyu_living::Config {
         database_url: settings.database_url.expose().to_owned(),
         apps: settings.apps.clone(),
+        retain: settings.retain,
     }
 }
 

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use qiyu_gateway::MultiDevice;
+use qiyu_gateway::{MultiDevice, Silence};
 use qiyu_nats::{AppId, GatewayId, Profile, Secret};
 
 pub(crate) use self::table::SETTINGS;
@@ -23,7 +23,7 @@ use self::{
     table::{Setting, nearest},
     value::{
         address, apps, duration, host_and_port, jwt_secret, log, multi_device, number, origins,
-        parsed, path, profile, rate, replicas, url,
+        parsed, path, profile, rate, replicas, silence, url,
     },
 };
 use crate::run::Role;
@@ -83,6 +83,13 @@ pub(crate) struct Settings {
     pub(crate) http_rate: f64,
     pub(crate) http_burst: u32,
     pub(crate) multi_device: MultiDevice,
+    /// None: an anchor may be gone for ever.
+    pub(crate) anchor_grace: Option<Duration>,
+    pub(crate) words_file: PathBuf,
+    /// None: no webhook is asked.
+    pub(crate) check_url: Option<Secret>,
+    pub(crate) check_timeout: Duration,
+    pub(crate) check_silence: Silence,
     /// Never empty.
     pub(crate) apps: Vec<AppId>,
     /// Empty: only the same host.
@@ -249,11 +256,25 @@ impl<'a> Reader<'a> {
             apps: self.required("apps", apps),
             origins: self.optional("origins", origins).unwrap_or_default(),
             profile: self.required("profile", profile),
+            anchor_grace: Some(
+                self.required("anchor-grace", |text| duration(text, Duration::ZERO..=24 * HOUR)),
+            )
+            .filter(|grace| !grace.is_zero()),
+            words_file: self.words_file(&data_dir),
+            check_url: self.optional("check-url", |text| url(text, &["http", "https"])),
+            check_timeout: self.required("check-timeout", |text| {
+                duration(text, Duration::from_millis(10)..=Duration::from_secs(5))
+            }),
+            check_silence: self.required("check-silence", silence),
             retain: self.required("retain", |text| duration(text, 60 * MINUTE..=24 * 366 * HOUR)),
             log: self.required("log", log),
             data_dir,
             resolved: BTreeMap::new(),
         }
+    }
+
+    fn words_file(&mut self, data_dir: &Path) -> PathBuf {
+        self.optional("words-file", path).unwrap_or_else(|| data_dir.join("words.txt"))
     }
 
     fn database_url(&mut self, data_dir: &Path) -> Secret {

@@ -13,6 +13,7 @@ use qiyu_nats::{
     AppId, ClientMsgId, ConnId, GatewayId, Incarnation, MsgId, RoomId, UserId,
     envelope::{DirectTarget, Envelope},
     event::{Event, MemberChange, Record, Sender, SessionChange, UnackedMessage},
+    measure::{MeasureEntry, Taken},
     room::RoomCounts,
     stream::{INBOX_AGE_MAX, INBOX_MESSAGES_MAX},
 };
@@ -110,6 +111,9 @@ pub struct Fold {
     gateways: HashMap<GatewayId, Lives>,
     /// What users have named, so that the same name again is known again.
     sent: HashMap<(AppId, UserId), VecDeque<Sent>>,
+    /// Measures against users in the whole app.
+    #[serde(default)]
+    measures: HashMap<(AppId, UserId), MeasureEntry>,
     /// Rooms whose counts may have changed; not part of the truth.
     #[serde(skip)]
     stirred: HashSet<(AppId, RoomId)>,
@@ -127,6 +131,12 @@ struct Room {
     departed: Vec<Departed>,
     /// Messages kept a while for users who may come back.
     owed: HashMap<UserId, Vec<Owed>>,
+    /// Since when the anchor is gone, who was inside before.
+    #[serde(default)]
+    anchor_gone_ms: Option<u64>,
+    /// Measures against users in this room.
+    #[serde(default)]
+    measures: HashMap<UserId, MeasureEntry>,
 }
 
 /// Somebody whose gateway died.
@@ -218,6 +228,8 @@ const OWED_KEPT_MS: u64 = 60_000;
 
 /// How long a sender's own name for a message is remembered.
 const SENT_KEPT_MS: u64 = 24 * 3600 * 1000;
+/// How long a measure that is over is remembered.
+const MEASURE_KEPT_MS: u64 = 24 * 3600 * 1000;
 /// Names remembered per sender and partition: 24 bytes each.
 const SENT_MAX: usize = 1000;
 
@@ -266,6 +278,16 @@ impl Fold {
                 Vec::new()
             }
             Event::BusinessSent { .. } => Vec::new(), // an integrator's consumer acts upon it
+            Event::ContentRefused { .. } => Vec::new(), // nobody hears it
+            Event::MeasureTaken { app, room, user, measure, until_ms, reason, by } => {
+                let taken = Taken { msg_id, at_ms, until_ms, reason, by };
+                self.measures_of(app, room, user).map(|entry| entry.take(measure, taken));
+                Vec::new() // gateways enforce it
+            }
+            Event::MeasureLifted { app, room, user, measure, .. } => {
+                self.measures_of(app, room, user).map(|entry| entry.lift(measure, msg_id));
+                Vec::new()
+            }
             Event::Unacknowledged { app, room, gateway, messages, keep } => {
                 self.repeat(app, room, &gateway, at_ms, messages, keep)
             }
@@ -314,7 +336,12 @@ impl Fold {
             user.waiting.retain(|_, unread| at_ms < unread.written_ms.saturating_add(inbox_age_ms));
             !user.sessions.is_empty() || !user.waiting.is_empty()
         });
+        let over = |entry: &MeasureEntry| {
+            entry.ends_ms().is_some_and(|ends| ends.saturating_add(MEASURE_KEPT_MS) < at_ms)
+        };
+        self.measures.retain(|_, entry| !over(entry));
         for room in self.rooms.values_mut() {
+            room.measures.retain(|_, entry| !over(entry));
             room.forget_departed(at_ms);
             room.owed.retain(|_, owed| {
                 owed.retain(|owed| at_ms < owed.at_ms.saturating_add(OWED_KEPT_MS));
@@ -322,6 +349,49 @@ impl Fold {
             });
         }
         self.rooms.retain(|_, room| !room.means_nothing());
+    }
+
+    /// Open rooms whose anchor has been gone since before `since_ms`.
+    pub fn abandoned(&self, since_ms: u64) -> impl Iterator<Item = (AppId, RoomId)> {
+        let gone = move |room: &Room| {
+            room.closed.is_none() && room.anchor_gone_ms.is_some_and(|gone| gone < since_ms)
+        };
+        self.rooms.iter().filter(move |(_, room)| gone(room)).map(|(key, _)| *key)
+    }
+
+    /// Users inside a room above `after`, in order, and how many there are in all.
+    pub fn members(
+        &self,
+        app: AppId,
+        room: RoomId,
+        after: Option<UserId>,
+        limit: usize,
+    ) -> (Vec<UserId>, usize) {
+        let Some(room) = self.rooms.get(&(app, room)) else { return (Vec::new(), 0) };
+        let above = |user: &&UserId| after.is_none_or(|after| after < **user);
+        let mut users: Vec<UserId> = room.inside.keys().filter(above).copied().collect();
+        if limit < users.len() {
+            users.select_nth_unstable(limit);
+            users.truncate(limit);
+        }
+        users.sort_unstable();
+        (users, room.inside.len())
+    }
+
+    /// Where measures against a user are folded. `None`: in a room that is over.
+    fn measures_of(
+        &mut self,
+        app: AppId,
+        room: Option<RoomId>,
+        user: UserId,
+    ) -> Option<&mut MeasureEntry> {
+        match room {
+            None => Some(self.measures.entry((app, user)).or_default()),
+            Some(room) => {
+                let room = self.rooms.get_mut(&(app, room)).filter(|r| r.closed.is_none())?;
+                Some(room.measures.entry(user).or_default())
+            }
+        }
     }
 
     fn is_repeat(&mut self, app: AppId, sender: &Sender, msg_id: MsgId, at_ms: u64) -> bool {
@@ -399,6 +469,8 @@ impl Fold {
         }
         closing.closed = Some(Closed { msg_id, at_ms });
         closing.inside.clear();
+        closing.measures.clear();
+        closing.anchor_gone_ms = None;
         self.stirred.insert((app, room));
         std::mem::take(&mut closing.gateways)
             .into_iter()
@@ -441,6 +513,7 @@ impl Fold {
             let envelope = Envelope::RoomClosed { app, room: room_id, msg_id, prev, late };
             return vec![Effect::Deliver { to: gateway.clone(), envelope }];
         }
+        let anchor_was_inside = room.anchor_is_inside();
         let mut repeats: BTreeMap<(MsgId, u32), Vec<ConnId>> = BTreeMap::new();
         for change in changes {
             match *change {
@@ -472,6 +545,7 @@ impl Fold {
                 MemberChange::Unknown => {}
             }
         }
+        room.watch_anchor(anchor_was_inside, at_ms);
         if room.means_nothing() {
             self.rooms.remove(&(app, room_id));
         }
@@ -700,9 +774,11 @@ impl Fold {
         for (key, room) in &mut self.rooms {
             let dead: Vec<Incarnation> =
                 room.gateways.keys().filter(|g| over(g)).cloned().collect();
-            if !dead.is_empty() {
-                room.forget_departed(at_ms);
+            if dead.is_empty() {
+                continue;
             }
+            room.forget_departed(at_ms);
+            let anchor_was_inside = room.anchor_is_inside();
             for gateway in dead {
                 let Some(members) = room.gateways.remove(&gateway) else { continue };
                 self.stirred.insert(*key);
@@ -713,6 +789,7 @@ impl Fold {
                 }
             }
             room.departed.sort_unstable_by_key(|d| (d.user, d.joined)); // whatever the map's order
+            room.watch_anchor(anchor_was_inside, at_ms);
         }
         self.rooms.retain(|_, room| !room.means_nothing());
         let mut touched: Vec<(AppId, UserId)> = self
@@ -734,6 +811,20 @@ impl Room {
     fn means_nothing(&self) -> bool {
         let leftovers = !self.departed.is_empty() || !self.owed.is_empty();
         self.anchor.is_none() && self.closed.is_none() && self.gateways.is_empty() && !leftovers
+    }
+
+    fn anchor_is_inside(&self) -> bool {
+        self.anchor.is_some_and(|anchor| self.inside.contains_key(&anchor))
+    }
+
+    /// Takes note of when the anchor leaves and comes back. One who never
+    /// entered speaks elsewhere, and is not gone.
+    fn watch_anchor(&mut self, was_inside: bool, at_ms: u64) {
+        match (was_inside, self.anchor_is_inside()) {
+            (_, true) => self.anchor_gone_ms = None,
+            (true, false) => self.anchor_gone_ms = Some(at_ms),
+            (false, false) => {}
+        }
     }
 
     /// What is owed to a user who comes back, oldest first.
@@ -768,7 +859,10 @@ fn step_out(inside: &mut HashMap<UserId, u32>, user: UserId) {
 mod tests {
     use std::num::NonZeroU64;
 
-    use qiyu_nats::event::{Ending, Sender};
+    use qiyu_nats::{
+        event::{Ending, Sender},
+        measure::Measure,
+    };
 
     use super::*;
 
@@ -1115,6 +1209,72 @@ mod tests {
         assert_eq!(sent(&log.folds(said(1))).len(), 1, "a day later it is new");
         log.fold.forget(log.seq + SENT_KEPT_MS);
         assert_eq!(log.fold.find_sent(app(), user(1), &name, 0), None);
+    }
+
+    #[test]
+    fn an_anchor_is_gone_from_when_they_leave_until_they_are_back() {
+        let mut log = Partition::default();
+        let (app, room, a) = (app(), room(), gateway("a", 1));
+        let (name, cover) = (String::new(), String::new());
+        log.folds(Event::RoomOpened { app, room, anchor: user(9), room_type: 1, name, cover });
+        let abandoned = |log: &Partition| log.fold.abandoned(u64::MAX).count();
+        assert_eq!(abandoned(&log), 0, "who never came is not gone");
+        log.moves(&a, &[joined(1, 9), joined(2, 9), joined(3, 1)]);
+        log.moves(&a, &[left(1, 9)]);
+        assert_eq!(abandoned(&log), 0, "there is a second device");
+        log.moves(&a, &[left(2, 9)]);
+        let gone = log.seq;
+        assert_eq!(log.fold.abandoned(gone).count(), 0, "not before");
+        assert_eq!(log.fold.abandoned(gone + 1).collect::<Vec<_>>(), [(app, room)]);
+        log.moves(&a, &[left(3, 1)]);
+        assert_eq!(log.fold.abandoned(gone + 1).count(), 1, "others change nothing");
+        log.moves(&a, &[joined(4, 9)]);
+        assert_eq!(abandoned(&log), 0);
+        log.folds(Event::GatewayGone { gateway: a });
+        assert_eq!(abandoned(&log), 1, "with the gateway");
+        log.folds(Event::RoomClosed { app, room, by: None });
+        assert_eq!(abandoned(&log), 0);
+    }
+
+    #[test]
+    fn members_are_listed_in_order_page_by_page() {
+        let mut log = Partition::default();
+        let users = [5, 3, 9, 1, 3].map(|n| joined(20 + n, n));
+        log.moves(&gateway("a", 1), &users);
+        let page =
+            |after: Option<u64>, limit| log.fold.members(app(), room(), after.map(user), limit);
+        assert_eq!(page(None, 2), (vec![user(1), user(3)], 4));
+        assert_eq!(page(Some(3), 2), (vec![user(5), user(9)], 4));
+        assert_eq!(page(Some(9), 2), (vec![], 4));
+    }
+
+    #[test]
+    fn measures_are_folded_where_they_belong_and_end_with_the_room() {
+        let mut log = Partition::default();
+        let (app, room, user) = (app(), room(), user(1));
+        let take = |room| Event::MeasureTaken {
+            app,
+            room,
+            user,
+            measure: Measure::Mute,
+            until_ms: None,
+            reason: "loud".into(),
+            by: None,
+        };
+        log.folds(take(None));
+        log.folds(take(Some(room)));
+        assert!(log.fold.rooms.is_empty(), "of a room nobody knows nothing is kept");
+        log.moves(&gateway("a", 1), &[joined(1, 1)]);
+        log.folds(take(Some(room)));
+        assert!(log.fold.measures[&(app, user)].is_muted(0));
+        assert!(log.fold.rooms[&(app, room)].measures[&user].is_muted(0));
+        log.folds(Event::MeasureLifted { app, room: None, user, measure: Measure::Mute, by: None });
+        assert!(!log.fold.measures[&(app, user)].is_muted(0));
+        log.fold.forget(log.seq + MEASURE_KEPT_MS + 1);
+        assert!(log.fold.measures.is_empty());
+        assert!(log.fold.rooms[&(app, room)].measures[&user].is_muted(0), "it holds for ever");
+        log.folds(Event::RoomClosed { app, room, by: None });
+        assert!(log.fold.rooms[&(app, room)].measures.is_empty());
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use qiyu_nats::{
-    Bus, Partition,
+    AppId, Bus, Partition, RoomId,
     bucket::BucketError,
     chain,
     codec::{self, DecodeError},
-    command::ListWaiting,
+    command::{CloseAbandoned, LIVING, ListMembers, ListWaiting, Members},
     lease::Lease,
     log::{Dead, LogEntry, LogReader, ReadError},
     position::{self, Claim, Position},
@@ -48,6 +48,12 @@ const RECORD_EVENTS: u64 = 256;
 const LAG_TOLD_FROM: Duration = Duration::from_millis(250);
 /// Between attempts to read the log anew.
 const REOPEN_EVERY: Duration = Duration::from_millis(200);
+/// How long a room's closing may take before the other chores go on.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// Members in one answer.
+const MEMBERS_MAX: usize = 1000;
+/// Abandoned rooms closed in one go.
+const CLOSE_MAX: usize = 16;
 /// How long a hand-over waits for what is under way. Longer than an election.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -158,6 +164,16 @@ pub(crate) async fn catch_up(bus: &Bus, prepared: &mut [Prepared]) -> Result<(),
 /// How long the next event may take while catching up.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What every owner of a process works with.
+#[derive(Clone)]
+pub(crate) struct Means {
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) answering: Answering,
+    /// How long an anchor may be gone. `None`: for ever.
+    pub(crate) anchor_grace: Option<Duration>,
+}
+
 /// Owns one partition until it has to stop.
 pub(crate) struct Owner {
     bus: Bus,
@@ -169,6 +185,7 @@ pub(crate) struct Owner {
     answering: Answering,
     deliverer: Deliverer,
     viewers: Arc<Mutex<Viewers>>,
+    anchor_grace: Option<Duration>,
     telling: Option<JoinHandle<()>>,
     fold: Fold,
     folded: u64,
@@ -195,16 +212,16 @@ impl Owner {
         prepared: Prepared,
         claim: Claim,
         lease: Lease,
-        metrics: Metrics,
-        tasks: TaskTracker,
-        answering: Answering,
+        means: Means,
     ) -> Self {
+        let Means { metrics, tasks, answering, anchor_grace } = means;
         let Prepared { partition, mut fold, base, folded, recorded, revision } = prepared;
         fold.stir_all();
         let (bus, counting) = (bus.clone(), metrics.clone());
         Self {
             deliverer: Deliverer::new(bus.clone(), partition, counting),
             viewers: Arc::new(Mutex::new(Viewers::new(&bus))),
+            anchor_grace,
             telling: None,
             bus,
             partition,
@@ -315,6 +332,15 @@ impl Owner {
                 let now_ms = qiyu_nats::now_ms();
                 answer.send(self.fold.find_sent(app, user, &name, now_ms)).ok();
             }
+            Question::Members { asked, answer } => {
+                let ListMembers { app, room, after, limit } = asked;
+                let limit = usize::try_from(limit).unwrap_or(1).clamp(1, MEMBERS_MAX);
+                let (mut users, total) = self.fold.members(app, room, after, limit + 1);
+                let has_next = limit < users.len();
+                users.truncate(limit);
+                let total = u64::try_from(total).unwrap_or(u64::MAX);
+                answer.send(Members { users, total, has_next }).ok();
+            }
             Question::Waiting { asked, answer } => {
                 let ListWaiting { app, user, after, limit } = asked;
                 let limit = usize::try_from(limit).unwrap_or(1).clamp(1, 100);
@@ -366,10 +392,21 @@ impl Owner {
         let counts = Viewers::of(&self.fold, changed);
         let (bus, viewers) = (self.bus.clone(), Arc::clone(&self.viewers));
         let deliverer = self.deliverer.clone();
+        let abandoned = self.abandoned();
         self.telling = Some(self.tasks.spawn(async move {
             viewers.lock().await.tell(&bus, counts).await;
             deliverer.offer_skipped().await;
+            close_abandoned(&bus, abandoned).await;
         }));
+    }
+
+    /// Rooms to be closed because their anchor does not come back. Asked of the
+    /// fold each second, so whoever owns the partition by then closes them.
+    fn abandoned(&self) -> Vec<(AppId, RoomId)> {
+        let Some(grace) = self.anchor_grace else { return Vec::new() };
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let since_ms = qiyu_nats::now_ms().saturating_sub(grace_ms);
+        self.fold.abandoned(since_ms).take(CLOSE_MAX).collect()
     }
 
     /// Once a second while behind, and once more when that is over.
@@ -441,6 +478,18 @@ impl Owner {
         }
         self.check_lease()?;
         self.record().await
+    }
+}
+
+/// A room that could not be closed now is asked for again in a second.
+async fn close_abandoned(bus: &Bus, rooms: Vec<(AppId, RoomId)>) {
+    for (app, room) in rooms {
+        match bus.ask_within(LIVING, &CloseAbandoned { app, room }, CLOSE_PATIENCE).await {
+            Ok(()) => info!(%app, %room, "the anchor is gone for too long, room closed"),
+            Err(error) => {
+                return debug!(%app, %room, error = %chain(&error), "abandoned room not closed yet");
+            }
+        }
     }
 }
 

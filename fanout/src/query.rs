@@ -2,7 +2,7 @@
 
 use qiyu_nats::{
     AppId, ClientMsgId, MsgId, Partition, UserId,
-    command::{FindSent, Kept, ListWaiting, Waiting, fold_of},
+    command::{FindSent, Kept, ListMembers, ListWaiting, Members, Waiting, fold_of},
     service::{Answering, Refusal},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +16,7 @@ const QUESTIONS_MAX: usize = 256;
 /// What an owner can be asked.
 pub(crate) enum Question {
     Sent { app: AppId, user: UserId, name: ClientMsgId, answer: oneshot::Sender<Option<MsgId>> },
+    Members { asked: ListMembers, answer: oneshot::Sender<Members> },
     Waiting { asked: ListWaiting, answer: oneshot::Sender<(Vec<MsgId>, bool)> },
 }
 
@@ -42,6 +43,17 @@ pub(crate) async fn answer_questions(
                 let (answer, answered) = oneshot::channel();
                 let question = Question::Sent { app, user, name, answer };
                 ask.send(question).await.map_err(|_| gone())?;
+                answered.await.map_err(|_| gone())
+            }
+        })
+        .await?;
+    let asking = ask.clone();
+    answering
+        .endpoint_until::<ListMembers, _, _>(&group, stop.clone(), move |asked| {
+            let ask = asking.clone();
+            async move {
+                let (answer, answered) = oneshot::channel();
+                ask.send(Question::Members { asked, answer }).await.map_err(|_| gone())?;
                 answered.await.map_err(|_| gone())
             }
         })

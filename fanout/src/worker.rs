@@ -14,7 +14,6 @@ use qiyu_nats::{
     id::WorkerId,
     lease::{Lease, LeaseError, LeaseTerms, Wanted},
     position::Claim,
-    service::Answering,
     stream::BucketName,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -23,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     metrics::Metrics,
-    owner::{self, End, Owner},
+    owner::{self, End, Means, Owner},
 };
 
 /// A dead worker's partitions move after this.
@@ -46,8 +45,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of fan-out.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How long the log is kept.
-    pub retain: Duration,
+    /// How long an anchor may be gone before the room is closed. `None`: for ever.
+    pub anchor_grace: Option<Duration>,
 }
 
 /// Fan-out could not start.
@@ -85,7 +84,7 @@ impl Fanout {
     ///
     /// [`StartError`].
     pub async fn start(
-        _config: Config,
+        config: Config,
         bus: &Bus,
         registry: &mut Registry,
         stop: CancellationToken,
@@ -120,9 +119,12 @@ impl Fanout {
             lease: lease.clone(),
             workers,
             claims,
-            metrics,
-            tasks: tasks.clone(),
-            answering,
+            means: Means {
+                metrics,
+                tasks: tasks.clone(),
+                answering,
+                anchor_grace: config.anchor_grace,
+            },
             owners: HashMap::new(),
             coverage: told,
         };
@@ -164,9 +166,7 @@ struct Worker {
     lease: Lease,
     workers: Mirror,
     claims: Mirror,
-    metrics: Metrics,
-    tasks: TaskTracker,
-    answering: Answering,
+    means: Means,
     owners: HashMap<Partition, Running>,
     coverage: watch::Sender<Coverage>,
 }
@@ -226,7 +226,7 @@ impl Worker {
         self.coverage.send_replace(Coverage { unowned, starting });
         self.let_go(moving).await;
         self.take_up(wanted, &live).await;
-        self.metrics.partitions.set(self.owners.len() as i64);
+        self.means.metrics.partitions.set(self.owners.len() as i64);
     }
 
     fn holder(&self, partition: Partition) -> Option<Claim> {
@@ -324,11 +324,9 @@ impl Worker {
             prepared,
             self.claim.clone(),
             self.lease.clone(),
-            self.metrics.clone(),
-            self.tasks.clone(),
-            self.answering.clone(),
+            self.means.clone(),
         );
-        let task = self.tasks.spawn(owner.run(hand_over.clone()));
+        let task = self.means.tasks.spawn(owner.run(hand_over.clone()));
         self.owners.insert(partition, Running { hand_over, task });
     }
 
@@ -348,7 +346,7 @@ impl Worker {
                     warn!(%partition, error = %chain(&error), "owner broke down, starting again")
                 }
             }
-            self.metrics.restarts.inc();
+            self.means.metrics.restarts.inc();
         }
         if !ended.is_empty() {
             tokio::time::sleep(RESTART_PAUSE).await;

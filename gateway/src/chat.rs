@@ -31,6 +31,15 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
+    /// Its words, if people are to read them.
+    pub(crate) fn words(&self) -> Option<String> {
+        match self {
+            Self::Room { data, .. } => Some(data.content.clone()),
+            Self::Direct { content, .. } => Some(content.clone()),
+            Self::Business { .. } | Self::Like { .. } => None,
+        }
+    }
+
     /// The partition it goes to.
     pub(crate) fn partition(&self, app: AppId) -> Partition {
         match *self {

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, time::Duration};
 
 use qiyu_nats::{AppId, GatewayId, ticket::TicketKey};
 
+use crate::content::ContentConfig;
+
 /// Settings of a gateway; defaults are in the root package's settings table.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -43,6 +45,8 @@ pub struct Config {
     pub origins: Vec<String>,
     /// How long a stopping gateway gives its clients to move.
     pub drain_window: Duration,
+    /// How content is checked.
+    pub content: ContentConfig,
     /// What tickets are signed with.
     pub ticket_key: TicketKey,
 }

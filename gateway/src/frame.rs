@@ -27,6 +27,7 @@ pub(crate) mod biz {
     pub(crate) const CHAT: i32 = 5555;
     pub(crate) const ROOM_CLOSED: i32 = 5600;
     pub(crate) const LIKES: i32 = 5602;
+    pub(crate) const MUTED: i32 = 5610;
     /// Left to an integrator's own consumer of the log.
     pub(crate) const INTEGRATORS: std::ops::RangeInclusive<i32> = 7000..=7999;
 }
@@ -39,6 +40,8 @@ pub(crate) enum Reason {
     NotRouted,
     Unreadable,
     TooFast,
+    ContentRefused,
+    Muted,
     NotStored,
 }
 
@@ -50,6 +53,8 @@ impl Reason {
             Self::NotRouted => 4006,
             Self::Unreadable => 4007,
             Self::TooFast => 4008,
+            Self::ContentRefused => 4009,
+            Self::Muted => 4010,
             Self::NotStored => 5000,
         }
     }

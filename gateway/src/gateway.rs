@@ -17,6 +17,7 @@ use qiyu_nats::{
     lag::Lags,
     outbox::OutboxError,
     service::Refusal,
+    stream::BucketName,
     subject,
 };
 use qiyu_presence::{BeginError, Gateways, Life, Policy, Sessions};
@@ -31,9 +32,11 @@ use tracing::{error, info, warn};
 use crate::{
     config::Config,
     connection::Close,
+    content::{Content, ContentError},
     delivery::{DeliveryTask, Dispatcher, ORDERS_MAX, Order, Terms},
     frame::Wire,
     ledger, listen,
+    measures::{self, Measures},
     membership::Membership,
     metrics::Metrics,
     rates::{PerAddress, Rate},
@@ -67,6 +70,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// Content cannot be checked as configured.
+    #[error(transparent)]
+    Content(#[from] ContentError),
     /// The other gateways cannot be seen.
     #[error("follow the gateways")]
     Follow(#[source] BucketError),
@@ -84,6 +90,9 @@ pub enum LifeError {
     /// Its queue could not be opened.
     #[error(transparent)]
     Outbox(#[from] OutboxError),
+    /// Measures against users could not be followed.
+    #[error("follow measures")]
+    Measures(#[source] BucketError),
     /// Its notices or commands could not be listened to.
     #[error("listen to the bus")]
     Listen(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -107,6 +116,7 @@ pub(crate) struct Shared {
     bus: Bus,
     gateways: Gateways,
     metrics: Metrics,
+    content: Arc<Content>,
     addresses: (String, String),
     current: RwLock<Option<Arc<Serving>>>,
     /// No new clients any more.
@@ -134,6 +144,8 @@ impl Gateway {
         registry: &mut Registry,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
+        let metrics = Metrics::register(registry);
+        let content = Arc::new(Content::new(config.content.clone(), metrics.clone())?);
         let ws = bind(config.ws_listen, "QIYU_WS_LISTEN").await?;
         let tcp = bind(config.tcp_listen, "QIYU_TCP_LISTEN").await?;
         let (ws_addr, tcp_addr) = (local_addr(&ws, &config), local_addr(&tcp, &config));
@@ -154,7 +166,8 @@ impl Gateway {
             tasks: TaskTracker::new(),
             bus: bus.clone(),
             gateways,
-            metrics: Metrics::register(registry),
+            metrics,
+            content: Arc::clone(&content),
             addresses,
             current: RwLock::new(None),
             draining: CancellationToken::new(),
@@ -167,6 +180,7 @@ impl Gateway {
             let _alarm = alarm.clone().drop_guard(); // sockets without a life behind them are no use
             live(&supervised, first, alarm).await;
         });
+        lives.spawn(content.keep_fresh(stop.clone()));
         let accepting = stop.child_token();
         for (listener, wire) in [(ws, Wire::Ws), (tcp, Wire::Tcp)] {
             lives.spawn(listen::accept(listener, wire, Arc::clone(&shared), accepting.clone()));
@@ -317,12 +331,16 @@ impl LifeSpan {
         let membership =
             Membership::new(bus.clone(), gateway.clone(), orders.clone(), tasks.clone());
         let sessions = Sessions::new(bus, shared.gateways.clone());
+        let measures = bus.bucket(BucketName::Measures).mirror(&tasks, over.clone()).await;
+        let measures = measures.map(Measures::new).map_err(LifeError::Measures)?;
         let serving = Serving::new(Parts {
             config: Arc::clone(config),
             bus: bus.clone(),
             life,
             sessions,
             membership,
+            measures,
+            content: Arc::clone(&shared.content),
             orders: orders.clone(),
             settled: settled.clone(),
             metrics: shared.metrics.clone(),
@@ -355,6 +373,7 @@ impl LifeSpan {
         });
         answer_commands(&serving, &tasks, over.clone()).await.map_err(listen)?;
         let lags = bus.lags().await.map_err(|error| listen(error.into()))?;
+        tasks.spawn(measures::heed(Arc::clone(&serving), over.clone()));
         tasks.spawn(heed_brakes(Arc::clone(&serving), lags, over.clone()));
         tasks.spawn(keep_house(Arc::clone(&serving), over.clone()));
         *shared.current.write() = Some(Arc::clone(&serving));

@@ -45,6 +45,8 @@ pub(crate) struct Ask<'a> {
 pub(crate) enum Refusal {
     /// Not their token, or not any more.
     Token,
+    /// They may not come in, here or anywhere.
+    Banned,
     /// The room is not open.
     Room,
     /// Too many connections, at once or a second.
@@ -111,6 +113,9 @@ impl Serving {
         wire: Wire,
     ) -> Result<Admitted, Refusal> {
         let app = ticket.app;
+        if self.measures.is_banned(app, ask.room, ask.user) {
+            return Err(Refusal::Banned);
+        }
         if let Some(room) = ask.room
             && !self.room_is_open(app, room).await.map_err(unavailable)?
         {
@@ -175,6 +180,7 @@ impl Serving {
         let Admitted { connection, session, replaced, last_msg_id } = admitted;
         let (app, user, id) = (connection.who.app, connection.who.user, connection.id);
         self.add(&connection);
+        self.turn_away_banned(&connection); // before it was here, a ban did not find it
         // First: from here on what comes for its room is held for it.
         if self.orders.send(Order::Enter(Arc::clone(&connection))).await.is_err() {
             connection.close(Close::new(Ending::Drained, 1012, "retry_ms=0"));

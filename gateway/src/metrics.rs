@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     pub(crate) accepted: Counter,
     /// Business frames refused.
     pub(crate) refused: Family<ReasonLabel, Counter>,
+    /// Questions about content that were not answered in time.
+    pub(crate) checks_failed: Counter,
     /// Copies of messages put on connections' queues, first sends.
     pub(crate) written: Counter,
     /// Copies sent again.
@@ -72,6 +74,7 @@ impl EncodeLabelValue for EndingValue {
             Ending::Abuse => "abuse",
             Ending::Replaced => "replaced",
             Ending::Kicked => "kicked",
+            Ending::Banned => "banned",
             Ending::Drained => "drained",
             Ending::Unstored => "unstored",
             Ending::Other => "other",
@@ -95,6 +98,11 @@ impl Metrics {
         r.register("logins_refused", "Logins refused", m.logins_refused.clone());
         r.register("accepted", "Business frames stored in the log", m.accepted.clone());
         r.register("refused", "Business frames refused, by reason", m.refused.clone());
+        r.register(
+            "content_checks_failed",
+            "Questions about content that were not answered in time",
+            m.checks_failed.clone(),
+        );
         r.register("written", "Copies put on connections' queues, first sends", m.written.clone());
         r.register("resent", "Copies sent again", m.resent.clone());
         r.register("acknowledged", "Acknowledgements that counted", m.acknowledged.clone());

@@ -30,8 +30,10 @@ use crate::{
     brake::Brakes,
     config::Config,
     connection::{Close, Connection},
+    content::Content,
     delivery::Order,
     entry::Entry,
+    measures::Measures,
     membership::Membership,
     metrics::Metrics,
 };
@@ -47,6 +49,8 @@ pub(crate) struct Serving {
     pub(crate) life: Mutex<Option<Life>>,
     pub(crate) sessions: Sessions,
     pub(crate) membership: Membership,
+    pub(crate) measures: Measures,
+    pub(crate) content: Arc<Content>,
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
     pub(crate) metrics: Metrics,
@@ -66,6 +70,8 @@ pub(crate) struct Parts {
     pub(crate) life: Life,
     pub(crate) sessions: Sessions,
     pub(crate) membership: Membership,
+    pub(crate) measures: Measures,
+    pub(crate) content: Arc<Content>,
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
     pub(crate) metrics: Metrics,
@@ -73,7 +79,18 @@ pub(crate) struct Parts {
 
 impl Serving {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, bus, life, sessions, membership, orders, settled, metrics } = parts;
+        let Parts {
+            config,
+            bus,
+            life,
+            sessions,
+            membership,
+            measures,
+            content,
+            orders,
+            settled,
+            metrics,
+        } = parts;
         Arc::new(Self {
             config,
             bus,
@@ -81,6 +98,8 @@ impl Serving {
             life: Mutex::new(Some(life)),
             sessions,
             membership,
+            measures,
+            content,
             orders,
             settled,
             metrics,

@@ -14,11 +14,8 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use qiyu_nats::{
-    ClientMsgId, MsgId, Partition, chain,
-    command::{FindSent, fold_of},
-    event::{Ending, Event, Record, Sender, SessionChange},
-    log::{APPEND_DEADLINE, AppendError, Condition},
-    subject::{self, RoomKind},
+    ClientMsgId, MsgId,
+    event::{Ending, SessionChange},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
 use tokio_tungstenite::tungstenite::{
@@ -26,14 +23,15 @@ use tokio_tungstenite::tungstenite::{
     error::{CapacityError, ProtocolError},
     protocol::{Role, WebSocketConfig, WebSocketContext},
 };
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::{
-    chat::{self, Addressee, Ask, Identity},
+    chat::{self, Ask},
     connection::{Close, Connection},
     frame::{self, AckBody, BadFrame, Body, InFrame, Reason, Reply, Wire, code},
     rates::{Bucket, Rate},
     serving::Serving,
+    speak::store,
 };
 
 /// The codes of the upgrade path.
@@ -57,8 +55,6 @@ const ACKS_PER_FRAME: usize = 1000;
 const FRAMES_PER_TURN: usize = 64;
 /// How long a peer may take nothing of what is written to it.
 const WRITE_STALL_MAX: Duration = Duration::from_secs(10);
-/// How long the owner of a partition may take to say whether it knows a message.
-const QUESTION_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a peer may take to answer a close.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// An output buffer larger than this is given back once it is empty.
@@ -481,116 +477,6 @@ async fn worked(working: &mut Option<Working>) -> Done {
             done
         }
         None => std::future::pending().await,
-    }
-}
-
-/// Stores what is asked for. The answer comes after the PubAck, never before.
-async fn store(
-    serving: &Serving,
-    connection: &Connection,
-    client_msg_id: &Option<ClientMsgId>,
-    ask: Ask,
-    arrived: Instant,
-    number: u64,
-) -> Result<Option<MsgId>, Reason> {
-    let who = &connection.who;
-    let sender = Sender {
-        user: who.user,
-        gateway: serving.gateway.clone(),
-        connection: connection.id,
-        client_msg_id: client_msg_id.clone(),
-    };
-    let key = chat::dedup_key(who.app, &sender, number);
-    let (app, now_ms) = (who.app, qiyu_nats::now_ms());
-    let partition = ask.partition(app);
-    let (subject, event) = match ask {
-        Ask::Room { room, biz_code, data } => {
-            may_speak(serving, connection, room).await?;
-            let data = chat::room_data(who, room, &data, now_ms);
-            let event = Event::RoomMessageSent { app, room, sender, biz_code, data };
-            (subject::room(app, room, RoomKind::Msg), event)
-        }
-        Ask::Direct { to, biz_code, content } => {
-            let data = chat::direct_data(who, &content, now_ms);
-            let event = Event::DirectMessageSent { app, to, sender, biz_code, data };
-            (subject::user_msg(app, to), event)
-        }
-        Ask::Business { to, biz_code, data } => {
-            let (subject, room, to) = match to {
-                Addressee::Room(room) => {
-                    may_speak(serving, connection, room).await?;
-                    (subject::room(app, room, RoomKind::Biz), Some(room), None)
-                }
-                Addressee::User(user) => (subject::user_biz(app, user), None, Some(user)),
-            };
-            (subject, Event::BusinessSent { app, room, to, sender, biz_code, data })
-        }
-        Ask::Like { room, count } => {
-            may_speak(serving, connection, room).await?;
-            serving.like(app, room, count);
-            return Ok(None); // counted, not stored one by one
-        }
-    };
-    let deadline = APPEND_DEADLINE.saturating_sub(arrived.elapsed());
-    if !serving.may_act() {
-        return Err(Reason::NotStored); // our lease is old: nobody may be listening to us
-    }
-    if serving.brakes.is_on(partition) {
-        return Err(Reason::TooFast); // its deliveries are far behind already
-    }
-    if let Some(name) = client_msg_id
-        && let Some(first) = sent_before(serving, who, partition, name).await
-    {
-        return Ok(Some(first));
-    }
-    let record = Record::now(event);
-    let appended = serving.bus.append(subject, &record, &key, Condition::Any, deadline).await;
-    match appended {
-        Ok(appended) => Ok(Some(appended.msg_id)),
-        Err(error @ AppendError::Refused { .. }) => {
-            warn!(error = %chain(&error), connection = %connection.id, "message refused by the log");
-            Err(Reason::NotStored)
-        }
-        Err(error) => {
-            debug!(error = %chain(&error), connection = %connection.id, "message not stored in time");
-            Err(Reason::NotStored)
-        }
-    }
-}
-
-/// The message this sender has given this name, longer ago than the bus
-/// remembers. Unanswered, the append goes ahead: the fold knows it again then.
-async fn sent_before(
-    serving: &Serving,
-    who: &Identity,
-    partition: Partition,
-    name: &ClientMsgId,
-) -> Option<MsgId> {
-    let (app, user, client_msg_id) = (who.app, who.user, name.clone());
-    let question = FindSent { app, user, client_msg_id };
-    let owner = fold_of(partition);
-    match serving.bus.ask_within(&owner, &question, QUESTION_PATIENCE).await {
-        Ok(first) => first,
-        Err(error) => {
-            debug!(%user, error = %chain(&error), "not known whether this was sent before");
-            None
-        }
-    }
-}
-
-/// Whoever speaks in a room is in it, and it is open.
-async fn may_speak(
-    serving: &Serving,
-    connection: &Connection,
-    room: qiyu_nats::RoomId,
-) -> Result<(), Reason> {
-    if connection.room() == Some(room) {
-        return if connection.room_has_ended() { Err(Reason::RoomNotOpen) } else { Ok(()) };
-    }
-    match serving.room_is_open(connection.who.app, room).await {
-        Ok(true) => Err(Reason::NotInRoom),
-        Ok(false) => Err(Reason::RoomNotOpen),
-        Err(_) => Err(Reason::NotStored),
     }
 }
 

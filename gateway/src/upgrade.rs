@@ -56,6 +56,7 @@ impl From<Refusal> for StatusCode {
         match refusal {
             Refusal::Token => Self::UNAUTHORIZED,
             Refusal::Room => Self::NOT_FOUND,
+            Refusal::Banned => Self::FORBIDDEN,
             Refusal::TooMany => Self::TOO_MANY_REQUESTS,
             Refusal::Unavailable => Self::SERVICE_UNAVAILABLE,
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use qiyu_nats::{
-    RoomId,
-    command::{CloseRoom, EndRoom},
+    AppId, RoomId, UserId,
+    command::{CloseAbandoned, CloseRoom, EndRoom},
     event::{Event, Record},
     log::{AppendError, Condition},
     service::Refusal,
@@ -56,7 +56,32 @@ pub(crate) async fn close(rooms: &Rooms, asked: CloseRoom) -> Result<(), CloseEr
         Standing::Open(open) if open.anchor == by => {}
         _ => return Err(CloseError::NotTheirs { room }),
     }
-    let record = Record::now(Event::RoomClosed { app, room, by: Some(by) });
+    end(rooms, app, room, Some(by)).await
+}
+
+/// Closes a room whose anchor has been gone for too long. Closed already is as good.
+pub(crate) async fn close_abandoned(
+    rooms: &Rooms,
+    asked: CloseAbandoned,
+) -> Result<(), CloseError> {
+    let CloseAbandoned { app, room } = asked;
+    match rooms.standing(app, room).await.map_err(CloseError::Unknown)? {
+        Standing::Open(_) => {}
+        Standing::Closed | Standing::Unheard => return Ok(()),
+    }
+    match end(rooms, app, room, None).await {
+        Err(CloseError::NotTheirs { .. }) => Ok(()),
+        ended => ended,
+    }
+}
+
+async fn end(
+    rooms: &Rooms,
+    app: AppId,
+    room: RoomId,
+    by: Option<UserId>,
+) -> Result<(), CloseError> {
+    let record = Record::now(Event::RoomClosed { app, room, by });
     let subject = subject::room(app, room, RoomKind::Closed);
     // A key of this call alone: with a shared one every parallel closer would
     // be told that its closing is stored, as a repeat.
@@ -74,7 +99,7 @@ pub(crate) async fn close(rooms: &Rooms, asked: CloseRoom) -> Result<(), CloseEr
     }
     tell_gateways(rooms, EndRoom { app, room, msg_id: closed }).await;
     rooms.metrics.closed.inc();
-    info!(%app, %room, msg_id = %closed, "room closed");
+    info!(%app, %room, ?by, msg_id = %closed, "room closed");
     Ok(())
 }
 

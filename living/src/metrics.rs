@@ -11,6 +11,8 @@ pub(crate) struct Metrics {
     pub(crate) closed: Counter,
     /// Claims of an anchor taken over because no opening followed them.
     pub(crate) claims_void: Counter,
+    /// Measures taken against users through this process.
+    pub(crate) measures: Counter,
     /// Refreshes of the list that failed; the old list was kept.
     pub(crate) refreshes_failed: Counter,
     /// Attempts to apply an event of the log that failed and were repeated.
@@ -30,6 +32,11 @@ impl Metrics {
             "rooms_closed",
             "Rooms closed through this process",
             metrics.closed.clone(),
+        );
+        living.register(
+            "measures_taken",
+            "Measures taken against users through this process",
+            metrics.measures.clone(),
         );
         living.register(
             "claims_void",

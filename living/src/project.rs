@@ -9,12 +9,15 @@
 //! - A record in SQL keeps the room's row from coming back.
 //! - A claim of a closed room in `anchors` binds nobody.
 
+use std::time::Duration;
+
 use qiyu_nats::{
     AppId, Bus, MsgId, RoomId, UserId,
     bucket::{Bucket, BucketError, Mirror, Slot},
     codec::{self, EncodeError},
     event::{Event, Record},
     log::ReadError,
+    measure::Taken,
     room::{self, RoomCounts, RoomEntry},
     subject::{self, RoomKind},
 };
@@ -24,6 +27,7 @@ use tracing::{error, warn};
 use crate::{
     list::Lists,
     metrics::Metrics,
+    moderate::{self, MeasureError, Step},
     room::{Claim, Room, claim_key},
     store::{Store, StoreError},
 };
@@ -36,6 +40,11 @@ pub(crate) struct Rooms {
     pub(crate) entries: Bucket,
     pub(crate) anchors: Bucket,
     pub(crate) watch: Mirror,
+    pub(crate) measures: Bucket,
+    /// A copy of it, for what may trail by a moment.
+    pub(crate) measured: Mirror,
+    /// How long the log is kept.
+    pub(crate) retain: Duration,
     pub(crate) gateways: Gateways,
     pub(crate) lists: Lists,
     pub(crate) metrics: Metrics,
@@ -50,6 +59,8 @@ pub(crate) enum ProjectError {
     Bucket { room: RoomId, source: BucketError },
     #[error("write the rows of room {room}")]
     Store { room: RoomId, source: StoreError },
+    #[error("measures against user {user}")]
+    Measure { user: UserId, source: MeasureError },
     #[error("encode room {room}")]
     Encode { room: RoomId, source: EncodeError },
 }
@@ -160,6 +171,7 @@ impl Rooms {
             None => Ok(()),
         };
         self.lists.closed(app, room);
+        moderate::forget(self, app, room).await;
         known.map(drop).and(archived.map(drop)).and(released)
     }
 
@@ -216,6 +228,19 @@ impl Rooms {
         Ok(Some(opened.anchor))
     }
 
+    /// Makes a measure visible to gateways, unless its room is over.
+    async fn measured(&self, step: Step) -> Result<(), ProjectError> {
+        if let Some(room) = step.room
+            && self.standing(step.app, room).await? == Standing::Closed
+        {
+            return Ok(());
+        }
+        let user = step.user;
+        moderate::project(self, &step)
+            .await
+            .map_err(|source| ProjectError::Measure { user, source })
+    }
+
     /// Applies one event of the log.
     pub(crate) async fn apply(&self, record: Record, at: MsgId) -> Result<(), ProjectError> {
         match record.event {
@@ -241,6 +266,14 @@ impl Rooms {
             Event::RoomClosed { app, room, .. } => {
                 let closed_at_ms = record.at_ms;
                 self.closed(Closing { app, room, closed: at, closed_at_ms }).await
+            }
+            Event::MeasureTaken { app, room, user, measure, until_ms, reason, by } => {
+                let at_ms = record.at_ms;
+                let taken = Some(Taken { msg_id: at, at_ms, until_ms, reason, by });
+                self.measured(Step { app, room, user, measure, taken, msg_id: at }).await
+            }
+            Event::MeasureLifted { app, room, user, measure, .. } => {
+                self.measured(Step { app, room, user, measure, taken: None, msg_id: at }).await
             }
             _ => Ok(()), // the filters let nothing else through
         }

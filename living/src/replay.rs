@@ -95,7 +95,9 @@ async fn open(rooms: &Rooms) -> Result<LogReader, ReplayError> {
         );
     }
     info!(after = position, "replaying rooms");
-    let filters = [RoomKind::Opened, RoomKind::Closed].map(subject::any_room).to_vec();
+    let kinds = [RoomKind::Opened, RoomKind::Closed, RoomKind::Measures];
+    let mut filters = kinds.map(subject::any_room).to_vec();
+    filters.push(subject::any_user_measures());
     rooms.bus.read_log(filters, position, None).await.map_err(ReplayError::Open)
 }
 

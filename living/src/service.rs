@@ -1,12 +1,15 @@
 //! Starting, being asked, stopping.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use qiyu_nats::{
     AppId, Bus,
     bucket::BucketError,
-    command::{CloseRoom, FindRoom, LIVING, ListRooms, OpenRoom},
+    command::{
+        CloseAbandoned, CloseRoom, FindRoom, LIVING, ListMeasures, ListRooms, Moderate, OpenRoom,
+        Pardon,
+    },
     service::Refusal,
     stream::BucketName,
 };
@@ -18,7 +21,7 @@ use crate::{
     close, find,
     list::{self, Lists},
     metrics::Metrics,
-    open,
+    moderate, open,
     project::Rooms,
     replay::{self, Trouble},
     store::{Store, StoreError},
@@ -31,6 +34,8 @@ pub struct Config {
     pub database_url: String,
     /// The apps in which rooms may open.
     pub apps: Vec<AppId>,
+    /// How long the log is kept.
+    pub retain: Duration,
 }
 
 /// The rooms could not start.
@@ -84,12 +89,20 @@ impl Living {
             .mirror(&tasks, stop.clone())
             .await
             .map_err(|source| StartError::Follow { what: "who watches", source })?;
+        let measured = bus
+            .bucket(BucketName::Measures)
+            .mirror(&tasks, stop.clone())
+            .await
+            .map_err(|source| StartError::Follow { what: "measures", source })?;
         let rooms = Arc::new(Rooms {
             bus: bus.clone(),
             store,
             entries: bus.bucket(BucketName::Rooms),
             anchors: bus.bucket(BucketName::Anchors),
             watch,
+            measures: bus.bucket(BucketName::Measures),
+            measured,
+            retain: config.retain,
             gateways,
             lists: Lists::new(config.apps.clone()),
             apps: config.apps,
@@ -159,7 +172,43 @@ async fn answer(
         let rooms = Arc::clone(&held);
         async move { list::list(&rooms, &asked) }
     };
-    service.endpoint(LIVING, listing).await
+    service.endpoint(LIVING, listing).await?;
+    let held = Arc::clone(rooms);
+    let abandoning = move |asked: CloseAbandoned| {
+        let rooms = Arc::clone(&held);
+        async move {
+            let closed = close::close_abandoned(&rooms, asked).await;
+            closed.map_err(|error| told(&error, error.refusal()))
+        }
+    };
+    service.endpoint(LIVING, abandoning).await?;
+    let held = Arc::clone(rooms);
+    let moderating = move |asked: Moderate| {
+        let rooms = Arc::clone(&held);
+        async move {
+            let taken = moderate::moderate(&rooms, asked).await;
+            taken.map_err(|error| told(&error, error.refusal()))
+        }
+    };
+    service.endpoint(LIVING, moderating).await?;
+    let held = Arc::clone(rooms);
+    let pardoning = move |asked: Pardon| {
+        let rooms = Arc::clone(&held);
+        async move {
+            let lifted = moderate::pardon(&rooms, asked).await;
+            lifted.map_err(|error| told(&error, error.refusal()))
+        }
+    };
+    service.endpoint(LIVING, pardoning).await?;
+    let held = Arc::clone(rooms);
+    let measures = move |asked: ListMeasures| {
+        let rooms = Arc::clone(&held);
+        async move {
+            let listed = moderate::list(&rooms, asked).await;
+            listed.map_err(|error| told(&error, error.refusal()))
+        }
+    };
+    service.endpoint(LIVING, measures).await
 }
 
 /// Logs what was refused: our own trouble matters, a wrong question does not.

@@ -10,9 +10,12 @@ use qiyu_nats::{
     AppId, Bus, BusConfig, Profile, RoomId, UserId,
     bucket::Slot,
     codec,
-    command::{CloseRoom, FindRoom, LIVING, ListRooms, OpenRoom, RoomPage},
+    command::{
+        CloseRoom, FindRoom, LIVING, ListMeasures, ListRooms, Moderate, OpenRoom, Pardon, RoomPage,
+    },
     event::{Event, Record},
     log::Condition,
+    measure::{self, Measure, MeasureEntry},
     room::{self, RoomEntry},
     server::{ChildServer, Guard, find},
     service::{CommandError, Refusal},
@@ -57,6 +60,7 @@ impl Stack {
         let config = Config {
             database_url: format!("sqlite://{}/db/qiyu.db", self.directory.path().display()),
             apps: vec![app()],
+            retain: Duration::from_secs(3600),
         };
         let mut registry = Registry::default();
         let living = Living::start(config, &self.bus, &mut registry, stop.clone());
@@ -228,4 +232,121 @@ async fn a_claim_without_an_opening_is_void_after_ten_seconds() {
     assert_ne!(opened, dead);
     assert!(Duration::from_secs(9) < claimed.elapsed(), "not before it is void");
     assert_eq!(stack.open(anchor).await, opened);
+}
+
+fn mute(room: Option<RoomId>, user: UserId, by: Option<UserId>) -> Moderate {
+    let (measure, reason) = (Measure::Mute, "loud".to_owned());
+    Moderate { app: app(), room, user, measure, until_ms: None, reason, by }
+}
+
+fn code<T>(answer: Result<T, CommandError>) -> Option<u16> {
+    match answer {
+        Err(CommandError::Refused(refusal)) => Some(refusal.code),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn measures_are_taken_by_those_who_may_and_listed_at_once() {
+    let stack = Stack::start().await;
+    let (_living, _stop) = stack.living().await;
+    let (anchor, other, loud) = (user(10_086), user(10_087), user(10_088));
+    let room = stack.open(anchor).await;
+    let take = async |asked: Moderate| stack.bus.ask(LIVING, &asked).await;
+    let list = async |room, by| {
+        let asked = ListMeasures { app: app(), room, user: None, by, after: None, limit: 10 };
+        stack.bus.ask(LIVING, &asked).await
+    };
+    let lift = async |room, by| {
+        let asked = Pardon { app: app(), room, user: loud, measure: Measure::Mute, by };
+        stack.bus.ask(LIVING, &asked).await
+    };
+
+    assert_eq!(code(take(mute(Some(room), loud, Some(other))).await), Some(403));
+    assert_eq!(code(take(mute(None, loud, Some(anchor))).await), Some(400), "no room named");
+    assert_eq!(code(take(mute(Some(room), anchor, Some(anchor))).await), Some(400), "oneself");
+    assert_eq!(code(take(mute(Some(user_room()), loud, None)).await), Some(404));
+    let past = Moderate { until_ms: Some(1), ..mute(Some(room), loud, None) };
+    assert_eq!(code(take(past).await), Some(400));
+    let wordy = Moderate { reason: "x".repeat(201), ..mute(Some(room), loud, None) };
+    assert_eq!(code(take(wordy).await), Some(400));
+    assert_eq!(code(list(Some(room), Some(other)).await), Some(403));
+
+    let msg_id = take(mute(Some(room), loud, Some(anchor))).await.unwrap();
+    let listed = list(Some(room), Some(anchor)).await.unwrap();
+    let [held] = &listed.list[..] else { panic!("{listed:?}") };
+    assert_eq!((held.user, held.measure, held.msg_id), (loud, Measure::Mute, msg_id));
+    assert_eq!((held.reason.as_str(), held.by), ("loud", Some(anchor)));
+    assert_eq!(list(None, None).await.unwrap().list, [], "not in the whole app");
+
+    assert!(lift(Some(room), Some(anchor)).await.unwrap());
+    assert!(!lift(Some(room), Some(anchor)).await.unwrap(), "nothing left to lift");
+    assert_eq!(list(Some(room), None).await.unwrap().list, []);
+
+    take(mute(Some(room), loud, None)).await.unwrap();
+    stack.close(room, anchor).await.unwrap();
+    assert_eq!(code(list(Some(room), None).await), Some(404), "a closed room has none");
+    eventually("nothing is left of it in the bucket", async || {
+        stack.bus.bucket(BucketName::Measures).list().await.unwrap().is_empty()
+    })
+    .await;
+}
+
+/// A room nobody opened.
+fn user_room() -> RoomId {
+    RoomId::try_from(999).unwrap()
+}
+
+/// A process that died between the log and the bucket is made good by any other,
+/// and what the log tells again changes nothing.
+#[tokio::test]
+async fn measures_are_what_the_log_says() {
+    let stack = Stack::start().await;
+    let loud = user(10_088);
+    let append = async |event: Event, key: &str| {
+        let (subject, record) = (subject::user_measures(app(), loud), Record::now(event));
+        let stored = stack.bus.append(subject, &record, key, Condition::Any, PATIENCE);
+        stored.await.unwrap();
+    };
+    let taken = |measure| Event::MeasureTaken {
+        app: app(),
+        room: None,
+        user: loud,
+        measure,
+        until_ms: None,
+        reason: String::new(),
+        by: None,
+    };
+    let lifted = Event::MeasureLifted {
+        app: app(),
+        room: None,
+        user: loud,
+        measure: Measure::Mute,
+        by: None,
+    };
+    append(taken(Measure::Mute), "1").await;
+    append(taken(Measure::Ban), "2").await;
+    append(lifted, "3").await;
+    let entry = async || {
+        let key = measure::key(app(), None, loud);
+        let slot = stack.bus.bucket(BucketName::Measures).read(&key).await.unwrap();
+        slot.value.map(|value| codec::decode::<MeasureEntry>(&value).unwrap()).unwrap_or_default()
+    };
+    let (living, stop) = stack.living().await;
+    eventually("it is folded to its end", async || {
+        let entry = entry().await;
+        entry.is_banned(0) && !entry.is_muted(0)
+    })
+    .await;
+    stop.cancel();
+    living.stopped().await;
+    let before = entry().await;
+
+    // Another database, so the log is told from its beginning.
+    std::fs::remove_dir_all(stack.directory.path().join("db")).unwrap();
+    append(taken(Measure::Kick), "4").await;
+    let (_living, _stop) = stack.living().await;
+    eventually("the last event is folded", async || entry().await.kick.is_some()).await;
+    let after = entry().await;
+    assert_eq!((after.ban, after.mute), (before.ban, None));
 }

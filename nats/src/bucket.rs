@@ -321,6 +321,11 @@ impl Mirror {
         self.slots.read().get(key).and_then(|slot| slot.value.clone())
     }
 
+    /// Whether it has no keys.
+    pub fn is_empty(&self) -> bool {
+        self.slots.read().is_empty()
+    }
+
     /// Every key with its slot.
     pub fn all(&self) -> Vec<(String, Slot)> {
         self.slots.read().iter().map(|(key, slot)| (key.clone(), slot.clone())).collect()

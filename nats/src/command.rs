@@ -3,7 +3,10 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::id::{AppId, ClientMsgId, MsgId, Partition, RoomId, UserId};
+use crate::{
+    id::{AppId, ClientMsgId, MsgId, Partition, RoomId, UserId},
+    measure::Measure,
+};
 
 /// A request with one kind of answer.
 pub trait Command: Serialize + DeserializeOwned + Send + 'static {
@@ -204,21 +207,6 @@ impl Command for ReplaceSession {
     const VERB: &'static str = "replace";
 }
 
-/// What may be done about a user, in one room or in the whole app.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Measure {
-    /// What they say is refused with 4010.
-    Mute,
-    /// Their connections are closed, once; they may come back.
-    Kick,
-    /// Their connections are closed, and they may not come back.
-    Ban,
-    /// A measure newer than this build.
-    #[serde(other)]
-    Unknown,
-}
-
 /// Take a measure against a user. Asked of [`LIVING`]; refused with 403 for
 /// whoever is not the room's anchor, with 404 for a room that is not open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -342,4 +330,19 @@ pub struct Members {
     pub total: u64,
     /// Whether there are more above the last of these.
     pub has_next: bool,
+}
+
+/// Close a room whose anchor has been gone for too long, as its fold's owner
+/// saw it. Asked of [`LIVING`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CloseAbandoned {
+    /// Where.
+    pub app: AppId,
+    /// Which room.
+    pub room: RoomId,
+}
+
+impl Command for CloseAbandoned {
+    type Reply = ();
+    const VERB: &'static str = "close_abandoned";
 }

@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AppId, ClientMsgId, ConnId, Incarnation, MsgId, RoomId, UserId};
+use crate::{
+    id::{AppId, ClientMsgId, ConnId, Incarnation, MsgId, RoomId, UserId},
+    measure::Measure,
+};
 
 /// The version a writer of today stamps.
 pub const VERSION: u8 = 1;
@@ -149,6 +152,53 @@ pub enum Event {
         /// Which one.
         gateway: Incarnation,
     },
+    /// A measure was taken against a user.
+    MeasureTaken {
+        /// Where.
+        app: AppId,
+        /// In which room. `None`: in the whole app.
+        room: Option<RoomId>,
+        /// Against whom.
+        user: UserId,
+        /// What.
+        measure: Measure,
+        /// Until when, ms since 1970. `None`: until it is lifted.
+        until_ms: Option<u64>,
+        /// For people; may be empty.
+        reason: String,
+        /// The anchor who did it. `None`: the server API.
+        by: Option<UserId>,
+    },
+    /// A measure was lifted.
+    MeasureLifted {
+        /// Where.
+        app: AppId,
+        /// In which room. `None`: in the whole app.
+        room: Option<RoomId>,
+        /// Whose.
+        user: UserId,
+        /// What.
+        measure: Measure,
+        /// The anchor who did it. `None`: the server API.
+        by: Option<UserId>,
+    },
+    /// Somebody's words were refused for what they say; nobody hears them.
+    ContentRefused {
+        /// Where.
+        app: AppId,
+        /// The room they were for. `None`: a user.
+        room: Option<RoomId>,
+        /// The user they were for. `None`: a room.
+        to: Option<UserId>,
+        /// From whom, and how they came in.
+        sender: Sender,
+        /// What they are about; 5555 is chat.
+        biz_code: i32,
+        /// The words.
+        content: String,
+        /// Why, for people.
+        reason: String,
+    },
     /// A kind newer than this build.
     #[serde(other)]
     Unknown,
@@ -257,6 +307,8 @@ pub enum Ending {
     Replaced,
     /// Thrown out.
     Kicked,
+    /// Thrown out for good.
+    Banned,
     /// The gateway drained.
     Drained,
     /// The login did not come to its end, or the bus did not answer for long.

@@ -20,6 +20,7 @@ pub mod envelope;
 pub mod event;
 pub mod id;
 pub mod ledger;
+pub mod measure;
 pub mod room;
 pub mod secret;
 pub mod subject;

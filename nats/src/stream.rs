@@ -2,7 +2,7 @@
 //!
 //! | stream | writer | holds |
 //! |---|---|---|
-//! | `IM_IN` | gateways (messages, members, sessions), living (opened, closed), presence (gone) | the log |
+//! | `IM_IN` | gateways (messages, members, sessions), living (opened, closed, measures), presence (gone) | the log |
 //! | `IM_OUT` | the partition's owner | envelopes waiting for a gateway |
 //! | `IM_LEDGER` | each gateway | outcomes |
 //! | `IM_SNAP` | the partition's owner | snapshots of the fold |
@@ -24,6 +24,7 @@
 //! | `rooms` | living | open rooms, for the gateways' checks |
 //! | `anchors` | living, by CAS | one open room per anchor |
 //! | `watch` | the partition's owner | users inside each room |
+//! | `measures` | living, by CAS | who may not speak, who may not come in |
 
 use std::time::Duration;
 
@@ -99,10 +100,12 @@ pub enum BucketName {
     Anchors,
     /// Users inside each room.
     Watch,
+    /// Measures against users.
+    Measures,
 }
 
 impl BucketName {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Gateways,
         Self::Incarnations,
         Self::Reapers,
@@ -114,6 +117,7 @@ impl BucketName {
         Self::Rooms,
         Self::Anchors,
         Self::Watch,
+        Self::Measures,
     ];
 
     /// As NATS knows it.
@@ -130,6 +134,7 @@ impl BucketName {
             Self::Rooms => "rooms",
             Self::Anchors => "anchors",
             Self::Watch => "watch",
+            Self::Measures => "measures",
         }
     }
 
@@ -147,7 +152,8 @@ impl BucketName {
             | Self::Tickets
             | Self::Rooms
             | Self::Anchors
-            | Self::Watch => Some(Duration::from_secs(900)),
+            | Self::Watch
+            | Self::Measures => Some(Duration::from_secs(900)),
         }
     }
 }

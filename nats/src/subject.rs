@@ -25,6 +25,10 @@ pub enum RoomKind {
     Biz,
     /// Messages were left unacknowledged.
     Unacked,
+    /// Measures were taken against users, or lifted.
+    Measures,
+    /// What somebody would have said was refused for what it says.
+    Refused,
 }
 
 impl RoomKind {
@@ -37,6 +41,8 @@ impl RoomKind {
             Self::Likes => "likes",
             Self::Biz => "biz",
             Self::Unacked => "unacked",
+            Self::Measures => "measures",
+            Self::Refused => "refused",
         }
     }
 }
@@ -62,6 +68,23 @@ pub fn user_msg(app: AppId, user: UserId) -> String {
 pub fn user_biz(app: AppId, user: UserId) -> String {
     let partition = Partition::of_user(app, user);
     format!("im.in.{partition}.{app}.user.{user}.biz")
+}
+
+/// Measures against one user in the whole app.
+pub fn user_measures(app: AppId, user: UserId) -> String {
+    let partition = Partition::of_user(app, user);
+    format!("im.in.{partition}.{app}.user.{user}.measures")
+}
+
+/// Everybody's measures in a whole app, whatever the partition.
+pub fn any_user_measures() -> String {
+    "im.in.*.*.user.*.measures".to_owned()
+}
+
+/// What somebody would have written to one user and was refused for what it says.
+pub fn user_refused(app: AppId, user: UserId) -> String {
+    let partition = Partition::of_user(app, user);
+    format!("im.in.{partition}.{app}.user.{user}.refused")
 }
 
 /// Sessions of an app in one partition. No user in it: a million users coming

@@ -17,6 +17,7 @@ use qiyu_nats::{
     fact::UserFact,
     inbox::Kept,
     ledger::{Exception, LedgerBatch, Outcome, Reason, Via},
+    measure::{Measure, MeasureEntry, Taken},
     position::{Claim, Position},
     room::{RoomCounts, RoomEntry},
 };
@@ -133,6 +134,31 @@ samples! { events: Event unless Unknown {
         keep: true,
     }
     GatewayGone { gateway: gateway() }
+    MeasureTaken {
+        app: app(),
+        room: Some(room()),
+        user: user(1),
+        measure: Measure::Mute,
+        until_ms: Some(1_700_000_000_000),
+        reason: "刷屏".into(),
+        by: Some(user(2)),
+    }
+    MeasureLifted { app: app(), room: None, user: user(1), measure: Measure::Ban, by: None }
+    ContentRefused {
+        app: app(),
+        room: Some(room()),
+        to: None,
+        sender: sender(),
+        biz_code: 5555,
+        content: "旗鱼".into(),
+        reason: "word 3 of the list".into(),
+    }
+}}
+
+samples! { measures: Measure unless Unknown {
+    Mute {}
+    Kick {}
+    Ban {}
 }}
 
 samples! { member_changes: MemberChange unless Unknown {
@@ -154,6 +180,7 @@ samples! { endings: Ending unless Other {
     Abuse {}
     Replaced {}
     Kicked {}
+    Banned {}
     Drained {}
     Unstored {}
 }}
@@ -265,6 +292,20 @@ fn structs() -> Vec<Sample> {
             },
         ),
         sample("RoomCounts", RoomCounts { watch_num: 3, good_num: 1 << 40 }),
+        sample("MeasureEntry", {
+            let mut entry = MeasureEntry::default();
+            let taken = |seq| Taken {
+                msg_id: MsgId::at(seq),
+                at_ms: 1_700_000_000_000,
+                until_ms: Some(1_700_000_060_000),
+                reason: "刷屏".into(),
+                by: Some(user(2)),
+            };
+            entry.take(Measure::Mute, taken(8));
+            entry.take(Measure::Ban, Taken { until_ms: None, by: None, ..taken(9) });
+            entry.take(Measure::Kick, taken(10));
+            entry
+        }),
         sample("Claim", claim.clone()),
         sample("Position", Position { seq: 9, by: claim }),
     ]
@@ -282,6 +323,7 @@ fn all() -> Vec<Sample> {
         member_changes(),
         session_changes(),
         endings(),
+        measures(),
         envelopes(),
         ways(),
         reasons(),
@@ -354,6 +396,7 @@ fn a_kind_of_the_future_is_unknown() {
     }
     let word = codec::encode(&"of_the_future").unwrap();
     assert_eq!(codec::decode::<Ending>(&word).unwrap(), Ending::Other);
+    assert_eq!(codec::decode::<Measure>(&word).unwrap(), Measure::Unknown);
     assert_eq!(codec::decode::<Via>(&word).unwrap(), Via::Other);
     assert_eq!(codec::decode::<Reason>(&word).unwrap(), Reason::Other);
 }

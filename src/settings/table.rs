@@ -24,7 +24,7 @@ pub(crate) struct Setting {
 
 /// Every setting there is.
 #[rustfmt::skip] // a table reads as one
-pub(crate) const SETTINGS: [Setting; 35] = [
+pub(crate) const SETTINGS: [Setting; 40] = [
     given("http-listen", "127.0.0.1:8080",     "address of HTTP and the page"),
     given("ws-listen", "127.0.0.1:8086",       "address of the WebSocket gateway"),
     given("tcp-listen", "127.0.0.1:8085",      "address of the TCP gateway"),
@@ -55,6 +55,11 @@ pub(crate) const SETTINGS: [Setting; 35] = [
     given("http-rate", "100",                  "HTTP requests a second, per address"),
     given("http-burst", "500",                 "HTTP requests at once, per address"),
     given("multi-device", "allow",             "a user's further connection: allow (up to 5), or replace"),
+    given("anchor-grace", "10m",               "how long an anchor may be gone before the room closes by itself; 0s: for ever"),
+    absent("words-file",                       "words that may not be said, one a line; absent: words.txt in the data directory"),
+    masked("check-url", Shown::Url,            "webhook asked about every message; absent: none is"),
+    given("check-timeout", "500ms",            "time the webhook has to answer"),
+    given("check-silence", "accept",           "what no answer means: accept the message, or refuse it with 5000"),
     given("apps", "10001",                     "app ids served, separated by commas"),
     absent("origins",                          "origins of pages that may connect, with commas, or *; absent: the same host"),
     given("profile", "default",                "what a receipt survives: default (any process) or durable (a power cut too)"),

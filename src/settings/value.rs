@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use qiyu_gateway::MultiDevice;
+use qiyu_gateway::{MultiDevice, Silence};
 use qiyu_nats::{AppId, Profile, Secret};
 use tracing_subscriber::EnvFilter;
 
@@ -100,6 +100,14 @@ pub(super) fn multi_device(text: &str) -> Result<MultiDevice, String> {
         "allow" => Ok(MultiDevice::Allow),
         "replace" => Ok(MultiDevice::Replace),
         _ => Err("allow or replace".to_owned()),
+    }
+}
+
+pub(super) fn silence(text: &str) -> Result<Silence, String> {
+    match text {
+        "accept" => Ok(Silence::Accept),
+        "refuse" => Ok(Silence::Refuse),
+        _ => Err("accept or refuse".to_owned()),
     }
 }
 

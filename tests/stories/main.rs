@@ -12,6 +12,7 @@ mod harness;
 
 mod browser;
 mod comeback;
+mod content;
 mod delivery;
 mod edge;
 mod faults;
