@@ -368,7 +368,8 @@ mod tests {
                 assert_eq!(resolved, setting.default, "{}", setting.name);
             }
             // A wrong value is noticed, so somebody reads it. These take any text.
-            if !["data-dir", "nats-server", "jwks-file", "api-key"].contains(&setting.name) {
+            let anything = ["data-dir", "nats-server", "jwks-file", "words-file", "api-key"];
+            if !anything.contains(&setting.name) {
                 let mistakes = resolve(&Purpose::Up, &[(setting.name, "?")], &[]).unwrap_err();
                 assert!(mistakes.contains(&format!("--{}=", setting.name)), "{mistakes}");
             }
