@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn every_row_of_the_table_is_read_and_its_default_good() {
         let settings = resolve(&Purpose::Up, &[], &[]).unwrap();
-        for setting in &SETTINGS {
+        for setting in SETTINGS {
             assert!(!setting.doc.is_empty() && !setting.doc.ends_with('.'), "{}", setting.name);
             let resolved = settings.resolved.get(setting.name).map(String::as_str);
             if setting.default.is_some() {

@@ -24,7 +24,7 @@ pub(crate) struct Setting {
 
 /// Every setting there is.
 #[rustfmt::skip] // a table reads as one
-pub(crate) const SETTINGS: [Setting; 40] = [
+pub(crate) const SETTINGS: &[Setting] = &[
     given("http-listen", "127.0.0.1:8080",     "address of HTTP and the page"),
     given("ws-listen", "127.0.0.1:8086",       "address of the WebSocket gateway"),
     given("tcp-listen", "127.0.0.1:8085",      "address of the TCP gateway"),
