@@ -250,6 +250,12 @@ impl System {
             died_tx,
             died,
         };
+        if settings.idle_timeout <= settings.ack_wait {
+            warn!(
+                "QIYU_IDLE_TIMEOUT is not longer than QIYU_ACK_WAIT: who only listens is closed \
+                 as idle before a message is sent again"
+            );
+        }
         let bus = Bus::connect(&bus_config(settings, &foundation)).await?;
         bus.provision().await?;
         if settings.redis_url.is_some() {

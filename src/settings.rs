@@ -301,13 +301,6 @@ impl<'a> Reader<'a> {
     /// What is only wrong together.
     fn check(&mut self, purpose: &Purpose, settings: &Settings) {
         let mut wrong = |mistake: String| self.mistakes.push(mistake);
-        if settings.idle_timeout <= settings.ack_wait {
-            wrong(
-                "QIYU_IDLE_TIMEOUT must be longer than QIYU_ACK_WAIT: a connection that may \
-                 acknowledge late is not idle"
-                    .to_owned(),
-            );
-        }
         let listens = [
             ("QIYU_HTTP_LISTEN", settings.http_listen),
             ("QIYU_WS_LISTEN", settings.ws_listen),
@@ -410,10 +403,10 @@ mod tests {
 
     #[test]
     fn settings_are_checked_together() {
-        let env = [("QIYU_IDLE_TIMEOUT", "4s"), ("QIYU_WS_LISTEN", "127.0.0.1:8080")];
+        let env = [("QIYU_WS_LISTEN", "127.0.0.1:8080")];
         let run = Purpose::Run(vec![Role::Fanout, Role::Gateway]);
         let mistakes = resolve(&run, &[], &env).unwrap_err();
-        for part in ["4 settings", "longer than QIYU_ACK_WAIT", "both 127.0.0.1:8080"] {
+        for part in ["3 settings", "both 127.0.0.1:8080"] {
             assert!(mistakes.contains(part), "{mistakes}");
         }
         assert!(mistakes.contains("QIYU_NATS_URL is required"), "{mistakes}");

@@ -86,9 +86,11 @@ pub(crate) fn shown_name(raw: &str) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
-/// Whether a page may load it as a picture: an http(s) URL without control characters, or empty.
+/// Whether a page may load it as a picture: an http(s) URL or a path on the page's own site,
+/// without control characters, or empty.
 pub(crate) fn is_avatar(url: &str) -> bool {
     let web = ["http://", "https://"].iter().any(|scheme| url.starts_with(scheme));
+    let web = web || !url.contains(':') && !url.starts_with("//");
     let one_line = !url.chars().any(char::is_control);
     url.is_empty() || (web && one_line && url.len() <= AVATAR_BYTES_MAX)
 }
@@ -252,7 +254,9 @@ mod tests {
 
     #[test]
     fn pictures_come_from_the_web_or_not_at_all() {
-        for good in ["", "http://a", "https://a/b.png?c=d", "https://a/安 1.png"] {
+        for good in
+            ["", "http://a", "https://a/b.png?c=d", "https://a/安 1.png", "/img/a.png", "a.png"]
+        {
             assert!(is_avatar(good), "{good}");
         }
         let long = format!("https://{}", "a".repeat(AVATAR_BYTES_MAX));

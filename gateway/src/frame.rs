@@ -185,6 +185,14 @@ pub(crate) struct BusinessBody {
     _user_id: Option<u64>,
     #[serde(default, rename = "appId", deserialize_with = "optional_number_or_digits")]
     _app_id: Option<u64>,
+    #[serde(default, rename = "roomId", deserialize_with = "optional_number_or_digits")]
+    _room_id: Option<u64>,
+    #[serde(default, rename = "lastMsgId", deserialize_with = "optional_number_or_digits")]
+    _last_msg_id: Option<u64>,
+    #[serde(default, rename = "msgId")]
+    _msg_id: Option<String>,
+    #[serde(default, rename = "token")]
+    _token: Option<String>,
 }
 
 /// An acknowledgement's body; what cannot be read of it is no acknowledgement.

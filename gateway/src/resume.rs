@@ -1,11 +1,15 @@
 //! Coming back: exactly what was missed, or an explicit "not recovered".
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use qiyu_nats::{
     MsgId, RoomId, chain,
-    event::Event,
+    event::{Event, Record},
     log::{LogEntry, ReadError},
+    subject::{self, RoomKind},
 };
 use tracing::{debug, warn};
 
@@ -19,6 +23,9 @@ use crate::{
 
 /// Messages a resume brings at most. Whoever missed more reads the history.
 const RESUME_MESSAGES_MAX: usize = 500;
+/// Messages of the user's own that are passed over at most. They are not sent,
+/// but they are read, and nobody should wait for a day of them.
+const OWN_MESSAGES_MAX: usize = 10_000;
 /// How far back a resume reaches.
 const RESUME_AGE_MAX_MS: u64 = 24 * 3600 * 1000;
 
@@ -44,17 +51,11 @@ pub(crate) async fn missed(
             return None;
         }
     };
-    let who = &connection.who;
     let mut missed = Vec::with_capacity(found.len());
     for entry in found {
         let msg_id = entry.msg_id();
         let Ok(record) = entry.record() else { continue }; // fan-out has set it aside, too
-        let Event::RoomMessageSent { app, sender, biz_code, data, .. } = record.event else {
-            continue;
-        };
-        if sender.user == who.user {
-            continue;
-        }
+        let Event::RoomMessageSent { app, biz_code, data, .. } = record.event else { continue };
         let message = Message::new(app, biz_code, &data, Some(msg_id));
         let (settled, metrics) = (serving.settled.clone(), serving.metrics.clone());
         metrics.envelopes_pending.inc();
@@ -75,16 +76,48 @@ async fn read(
     after: MsgId,
     position: MsgId,
 ) -> Result<Option<Vec<LogEntry>>, ReadError> {
+    let Some(from) = start(serving, connection, room, after.seq_not_above()).await? else {
+        return Ok(None);
+    };
+    let filters = room_filters((connection.who.app, room));
+    let own = AtomicUsize::new(0);
+    let is_missed = |entry: &LogEntry| {
+        if !entry.subject.ends_with(".msg") {
+            return false;
+        }
+        let record = entry.record();
+        let mine = matches!(&record, Ok(Record { event: Event::RoomMessageSent { sender, .. }, .. })
+            if sender.user == connection.who.user);
+        !mine || OWN_MESSAGES_MAX <= own.fetch_add(1, Ordering::Relaxed)
+    };
+    let max = RESUME_MESSAGES_MAX;
+    let range = serving.bus.read_range(filters, from, position, max, is_missed).await?;
+    Ok(range.complete.then_some(range.entries))
+}
+
+/// Behind which entry of the log to read, so that nothing after the cursor can
+/// be missing. `Ok(None)`: nobody could tell, or it is too long ago.
+async fn start(
+    serving: &Serving,
+    connection: &Connection,
+    room: RoomId,
+    cursor: u64,
+) -> Result<Option<u64>, ReadError> {
+    let recent = |entry: &LogEntry| {
+        let written_ms = entry.record().map_or(0, |record| record.at_ms);
+        qiyu_nats::now_ms().saturating_sub(written_ms) <= RESUME_AGE_MAX_MS
+    };
     // What stands at the cursor must still be there: otherwise what followed
     // it may be gone as well, and nobody could tell.
-    let Some(cursor) = serving.bus.read_one(after).await? else { return Ok(None) };
-    let written_ms = cursor.record().map_or(0, |record| record.at_ms);
-    if RESUME_AGE_MAX_MS < qiyu_nats::now_ms().saturating_sub(written_ms) {
-        return Ok(None);
+    if 0 < cursor
+        && let Some(entry) = serving.bus.read_one(MsgId::at(cursor)).await?
+        && recent(&entry)
+    {
+        return Ok(Some(cursor));
     }
-    let filters = room_filters((connection.who.app, room));
-    let is_message = |entry: &LogEntry| entry.subject.ends_with(".msg");
-    let (from, max) = (after.seq(), RESUME_MESSAGES_MAX);
-    let range = serving.bus.read_range(filters, from, position, max, is_message).await?;
-    Ok(range.complete.then_some(range.entries))
+    // A cursor from before the room began misses all of it, and no more.
+    let opened = subject::room(connection.who.app, room, RoomKind::Opened);
+    let opened = serving.bus.read_last(&opened).await?;
+    let opened = opened.filter(|opened| cursor < opened.seq && recent(opened));
+    Ok(opened.map(|opened| opened.seq))
 }

@@ -195,6 +195,7 @@ fn target(path: &str) -> Result<Target, StatusCode> {
         .ok_or(bad)?;
     let (token, user, code, room) = match segments.as_slice() {
         [token, user] => (token, user, None, None),
+        [token, user, code] if code.is_empty() => (token, user, None, None),
         [token, user, code] => (token, user, Some(code), None),
         [token, user, code, room] => (token, user, Some(code), Some(room)),
         _ => return Err(bad),
@@ -246,13 +247,14 @@ fn origin_allowed(request: &Request<()>, allowed: &[String]) -> bool {
     if origins.next().is_some() {
         return false;
     }
+    if allowed.iter().any(|one| one == "*") {
+        return true;
+    }
     let Some((_, authority)) = origin.split_once("://") else { return false }; // "null" too
     let origin_host = host_name(authority);
     let own = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     allowed.iter().any(|one| {
-        one == "*"
-            || one == origin
-            || host_name(one.split_once("://").map_or(one, |(_, h)| h)) == origin_host
+        one == origin || host_name(one.split_once("://").map_or(one, |(_, h)| h)) == origin_host
     }) || own.is_some_and(|own| host_name(own) == origin_host)
 }
 
@@ -283,6 +285,7 @@ mod tests {
             ("/t/11113/1002/7", to("t", None)),
             ("/t/11113/1002", to("t", None)),
             ("/t/11113", to("t", None)),
+            ("/t/11113/", to("t", None)),
             ("/a%2Eb/1111%33", to("a.b", None)),
             ("/t/11113/1001", bad()),
             ("/t/11113/1001/", bad()),
@@ -318,6 +321,7 @@ mod tests {
         assert!(allowed(Some("https://other.example"), &["https://other.example"]));
         assert!(allowed(Some("https://other.example:9"), &["other.example"]));
         assert!(allowed(Some("https://x.example"), &["*"]));
+        assert!(allowed(Some("null"), &["*"]), "a page without an origin of its own");
         for evil in ["null", "", "http://live.example.evil.io", "http://xlive.example", "evil.io"] {
             assert!(!allowed(Some(evil), &["other.example"]), "{evil}");
         }

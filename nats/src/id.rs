@@ -106,6 +106,17 @@ impl MsgId {
     pub fn seq(self) -> u64 {
         self.0 >> 8
     }
+
+    /// The newest sequence whose id is not above this number, which may be
+    /// nobody's id; 0: there is none. What comes after a cursor comes after it.
+    pub fn seq_not_above(self) -> u64 {
+        self.0.saturating_sub(LOG_NUMBER) >> 8
+    }
+
+    /// The oldest sequence whose id is not below this number, which may be nobody's id.
+    pub fn seq_not_below(self) -> u64 {
+        self.0.saturating_sub(LOG_NUMBER).div_ceil(1 << 8)
+    }
 }
 
 /// One connection of one gateway incarnation; never used again within it.
@@ -271,6 +282,25 @@ mod tests {
     fn a_message_id_names_its_sequence() {
         assert_eq!(MsgId::at(7).seq(), 7);
         assert!(MsgId::at(7) < MsgId::at(8));
+    }
+
+    #[test]
+    fn any_number_lies_between_two_sequences() {
+        let id = |raw: u64| MsgId::try_from(raw).unwrap();
+        let seven = MsgId::at(7).get();
+        for (number, not_above, not_below) in [
+            (1, 0, 0),
+            (2, 0, 1),
+            (MsgId::at(1).get(), 1, 1),
+            (seven - 1, 6, 7),
+            (seven, 7, 7),
+            (seven + 1, 7, 8),
+            (seven + 255, 7, 8),
+        ] {
+            let found = (id(number).seq_not_above(), id(number).seq_not_below());
+            assert_eq!(found, (not_above, not_below), "{number}");
+        }
+        assert!(id(u64::MAX).seq_not_above() < id(u64::MAX).seq_not_below());
     }
 
     #[test]

@@ -83,6 +83,52 @@ async fn ones_own_messages_are_not_missed() {
 }
 
 #[tokio::test]
+async fn a_cursor_is_a_number_like_any_other() {
+    let stack = Stack::with(FAST).await;
+    let room = stack.room().await;
+    let [mut ann, bob] = stack.browsers(&room, ["ann", "bob"]).await;
+    let person = bob.person.clone();
+    bob.drops_without_goodbye();
+    says_all(&mut ann, &room, 1..=3).await;
+    let (said, _) = page(&person, "/im/history", &[("roomId", &room.to_string())]).await;
+    let ids: Vec<u64> = said.iter().map(|(id, _)| *id).collect();
+    let above = |after: u64| said.iter().filter(move |(id, _)| after < *id).map(|(_, text)| text);
+    // What nobody was ever given as a msgId lies between two of them all the same.
+    for after in [0, 1, 255, 256, ids[0] - 1, ids[0], ids[1] - 1, ids[1] + 1, ids[2] - 1] {
+        let mut back = person.ws_back_into(&room, after).await;
+        assert_eq!(back.welcome()["recovered"], json!(true), "{after}");
+        for text in above(after) {
+            back.hears(text).await;
+        }
+        back.logout().await;
+    }
+    for before in [ids[0] + 1, ids[1], ids[1] + 1, ids[2] + 255] {
+        let params = [("roomId", room.to_string()), ("before", before.to_string())];
+        let params = params.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let expected: Vec<_> = said.iter().filter(|(id, _)| *id < before).cloned().collect();
+        assert_eq!(page(&person, "/im/history", &params).await, (expected, false), "{before}");
+    }
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn ones_own_messages_do_not_count_as_missed() {
+    let stack = Stack::with(FAST).await;
+    let room = stack.room().await;
+    let [mut ann, mut bob] = stack.browsers(&room, ["ann", "bob"]).await;
+    let start = ann.entered_at();
+    says_all(&mut ann, &room, 1..=501).await;
+    bob.says_surely(&room, "what a talker").await;
+    ann.hears("what a talker").await;
+    let person = ann.person.clone();
+    ann.drops_without_goodbye();
+    let mut back = person.ws_back_into(&room, start).await;
+    assert_eq!(back.welcome()["recovered"], json!(true));
+    back.hears("what a talker").await;
+    stack.stop().await;
+}
+
+#[tokio::test]
 async fn who_missed_too_much_is_told_so_and_reads_the_history() {
     let stack = Stack::with(FAST).await;
     let room = stack.room().await;

@@ -38,7 +38,7 @@ pub(crate) async fn history(
         return Err(never_a_room());
     }
     let subject = subject::room(edge.app, room, RoomKind::Msg);
-    let before = before.map_or(u64::MAX, MsgId::seq);
+    let before = before.map_or(u64::MAX, MsgId::seq_not_below);
     // One more than asked for tells whether there is a further page.
     let found = edge.bus.read_back(&subject, before, limit + 1, is_chat).await.map_err(unread)?;
     let has_next = limit < found.len();
