@@ -110,7 +110,8 @@ pub struct Fold {
     users: HashMap<(AppId, UserId), User>,
     gateways: HashMap<GatewayId, Lives>,
     /// What users have named, so that the same name again is known again.
-    sent: HashMap<(AppId, UserId), VecDeque<Sent>>,
+    /// `None`: what the server API has.
+    sent: HashMap<(AppId, Option<UserId>), VecDeque<Sent>>,
     /// Measures against users in the whole app.
     #[serde(default)]
     measures: HashMap<(AppId, UserId), MeasureEntry>,
@@ -301,7 +302,7 @@ impl Fold {
     pub fn find_sent(
         &self,
         app: AppId,
-        user: UserId,
+        user: Option<UserId>,
         name: &ClientMsgId,
         now_ms: u64,
     ) -> Option<MsgId> {
@@ -396,10 +397,11 @@ impl Fold {
 
     fn is_repeat(&mut self, app: AppId, sender: &Sender, msg_id: MsgId, at_ms: u64) -> bool {
         let Some(name) = &sender.client_msg_id else { return false };
-        if self.find_sent(app, sender.user, name, at_ms).is_some() {
+        let namespace = sender.namespace();
+        if self.find_sent(app, namespace, name, at_ms).is_some() {
             return true;
         }
-        let sent = self.sent.entry((app, sender.user)).or_default();
+        let sent = self.sent.entry((app, namespace)).or_default();
         if SENT_MAX <= sent.len() {
             sent.pop_front();
         }
@@ -436,7 +438,7 @@ impl Fold {
         app: AppId,
         room: RoomId,
         msg_id: MsgId,
-        from: UserId,
+        from: Option<UserId>,
         biz_code: i32,
         data: &str,
     ) -> Vec<Effect> {
@@ -930,7 +932,12 @@ mod tests {
     }
 
     fn sender(n: u64) -> Sender {
-        Sender { user: user(n), gateway: gateway("a", 1), connection: conn(1), client_msg_id: None }
+        Sender {
+            user: Some(user(n)),
+            gateway: Some(gateway("a", 1)),
+            connection: Some(conn(1)),
+            client_msg_id: None,
+        }
     }
 
     fn joined(c: u64, u: u64) -> MemberChange {
@@ -1203,12 +1210,18 @@ mod tests {
         assert_eq!(sent(&log.folds(said(1))).len(), 1);
         let first = log.here();
         assert_eq!(log.folds(said(1)), []);
-        assert_eq!(log.fold.find_sent(app(), user(1), &name, 0), Some(first));
+        assert_eq!(log.fold.find_sent(app(), Some(user(1)), &name, 0), Some(first));
         assert_eq!(sent(&log.folds(said(2))).len(), 1, "another's name is another name");
+        let mut by_the_server = said(1);
+        if let Event::RoomMessageSent { sender, .. } = &mut by_the_server {
+            (sender.gateway, sender.connection) = (None, None);
+        }
+        assert_eq!(sent(&log.folds(by_the_server.clone())).len(), 1, "nor is the server's");
+        assert_eq!(log.folds(by_the_server), []);
         log.seq += SENT_KEPT_MS;
         assert_eq!(sent(&log.folds(said(1))).len(), 1, "a day later it is new");
         log.fold.forget(log.seq + SENT_KEPT_MS);
-        assert_eq!(log.fold.find_sent(app(), user(1), &name, 0), None);
+        assert_eq!(log.fold.find_sent(app(), Some(user(1)), &name, 0), None);
     }
 
     #[test]

@@ -15,9 +15,20 @@ const QUESTIONS_MAX: usize = 256;
 
 /// What an owner can be asked.
 pub(crate) enum Question {
-    Sent { app: AppId, user: UserId, name: ClientMsgId, answer: oneshot::Sender<Option<MsgId>> },
-    Members { asked: ListMembers, answer: oneshot::Sender<Members> },
-    Waiting { asked: ListWaiting, answer: oneshot::Sender<(Vec<MsgId>, bool)> },
+    Sent {
+        app: AppId,
+        user: Option<UserId>,
+        name: ClientMsgId,
+        answer: oneshot::Sender<Option<MsgId>>,
+    },
+    Members {
+        asked: ListMembers,
+        answer: oneshot::Sender<Members>,
+    },
+    Waiting {
+        asked: ListWaiting,
+        answer: oneshot::Sender<(Vec<MsgId>, bool)>,
+    },
 }
 
 /// Answers questions about `partition` until `stop`: the owner takes them from

@@ -3,7 +3,7 @@
 //! The sender is who the connection proved to be; what a frame claims about
 //! that is not even parsed.
 
-use qiyu_nats::{AppId, ClientMsgId, Partition, RoomId, UserId, event::Sender};
+use qiyu_nats::{AppId, ClientMsgId, Partition, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{BusinessBody, Reason, biz, object, optional_number_or_digits};
@@ -37,6 +37,16 @@ impl Ask {
             Self::Room { data, .. } => Some(data.content.clone()),
             Self::Direct { content, .. } => Some(content.clone()),
             Self::Business { .. } | Self::Like { .. } => None,
+        }
+    }
+
+    /// The room it goes to, if it goes to one.
+    pub(crate) fn room(&self) -> Option<RoomId> {
+        match *self {
+            Self::Room { room, .. }
+            | Self::Like { room, .. }
+            | Self::Business { to: Addressee::Room(room), .. } => Some(room),
+            Self::Direct { .. } | Self::Business { to: Addressee::User(_), .. } => None,
         }
     }
 
@@ -209,10 +219,10 @@ pub(crate) fn direct_data(who: &Identity, content: &str, now_ms: u64) -> String 
 
 /// The key under which the log knows a message again: the sender's own id for
 /// it, or else its place on its connection.
-pub(crate) fn dedup_key(app: AppId, sender: &Sender, counter: u64) -> String {
-    match &sender.client_msg_id {
-        Some(id) => format!("m:{app}:{}:{id}", sender.user),
-        None => format!("c:{}.{}:{counter}", sender.gateway, sender.connection),
+pub(crate) fn dedup_key(who: &Identity, name: Option<&ClientMsgId>, place: &str) -> String {
+    match name {
+        Some(name) => format!("m:{}:{}:{name}", who.app, who.user),
+        None => format!("c:{place}"),
     }
 }
 

@@ -134,7 +134,7 @@ struct Waiting {
 
 /// What an envelope brings to a room.
 enum What {
-    Said { from: UserId, biz_code: i32, data: String },
+    Said { from: Option<UserId>, biz_code: i32, data: String },
     Closed,
 }
 
@@ -308,7 +308,7 @@ impl DeliveryTask {
                 let entry = self.open(app, Some(room), msg_id, message, From::Queue(seq, ack));
                 entry.sent_before(sends);
                 let recipients = to.iter().filter_map(|id| self.connections.get(id));
-                for connection in recipients.filter(|c| c.who.user != from) {
+                for connection in recipients.filter(|c| Some(c.who.user) != from) {
                     entry.expect(connection);
                     connection.send(&entry);
                 }
@@ -382,7 +382,9 @@ impl DeliveryTask {
         room.last = Some(msg_id);
         match what {
             What::Said { from, .. } => {
-                for member in room.members.values_mut().filter(|m| m.connection.who.user != from) {
+                for member in
+                    room.members.values_mut().filter(|m| Some(m.connection.who.user) != from)
+                {
                     if may_lag && member.hears(msg_id) && member.connection.is_lagging() {
                         lagging.push(Arc::clone(&member.connection));
                     } else {

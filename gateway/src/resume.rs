@@ -87,7 +87,7 @@ async fn read(
         }
         let record = entry.record();
         let mine = matches!(&record, Ok(Record { event: Event::RoomMessageSent { sender, .. }, .. })
-            if sender.user == connection.who.user);
+            if sender.user == Some(connection.who.user));
         !mine || OWN_MESSAGES_MAX <= own.fetch_add(1, Ordering::Relaxed)
     };
     let max = RESUME_MESSAGES_MAX;

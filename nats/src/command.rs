@@ -161,8 +161,8 @@ pub struct Kept {
 pub struct FindSent {
     /// Where.
     pub app: AppId,
-    /// Who would have sent it.
-    pub user: UserId,
+    /// Who would have sent it. `None`: the server API.
+    pub user: Option<UserId>,
     /// The sender's own name for it.
     pub client_msg_id: ClientMsgId,
 }

@@ -24,8 +24,8 @@ pub enum Envelope {
         /// the join that brought the gateway into the room. A gateway that has
         /// not seen it has lost something and reads it from the log.
         prev: MsgId,
-        /// Who spoke; hears nothing.
-        from: UserId,
+        /// Who spoke; hears nothing. `None`: the system, whom everybody hears.
+        from: Option<UserId>,
         /// What it is about.
         biz_code: i32,
         /// JSON text for the recipients.
@@ -55,8 +55,8 @@ pub enum Envelope {
         msg_id: MsgId,
         /// Copies sent before this one.
         sends: u32,
-        /// Who spoke; hears nothing, whatever else is named here.
-        from: UserId,
+        /// Who spoke; hears nothing, whatever else is named here. `None`: the system.
+        from: Option<UserId>,
         /// What it is about.
         biz_code: i32,
         /// JSON text for the recipients.

@@ -219,14 +219,23 @@ pub struct UnackedMessage {
 /// Who sent a message, and through what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sender {
-    /// Proven by the connection, never by the frame.
-    pub user: UserId,
-    /// The gateway that accepted it.
-    pub gateway: Incarnation,
-    /// The connection it came on.
-    pub connection: ConnId,
-    /// The sender's own name for it. `None`: no receipt was asked for.
+    /// Proven by the connection, never by the frame; or as the server API was
+    /// told. `None`: nobody, the system speaks.
+    pub user: Option<UserId>,
+    /// The gateway that accepted it. `None`: the server API did.
+    pub gateway: Option<Incarnation>,
+    /// The connection it came on. `None`: the server API accepted it.
+    pub connection: Option<ConnId>,
+    /// The sender's own name for it, or the server API's key. `None`: not named.
     pub client_msg_id: Option<ClientMsgId>,
+}
+
+impl Sender {
+    /// Whose names are told apart: those of each user, and those of the server
+    /// API (`None`), so that no client can use up a key of an integrator's.
+    pub fn namespace(&self) -> Option<UserId> {
+        self.user.filter(|_| self.gateway.is_some())
+    }
 }
 
 /// One step of one connection in one room.

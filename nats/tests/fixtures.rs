@@ -191,7 +191,7 @@ samples! { envelopes: Envelope unless Unknown {
         room: room(),
         msg_id: MsgId::at(9),
         prev: MsgId::at(8),
-        from: user(1),
+        from: Some(user(1)),
         biz_code: 5555,
         data: r#"{"content":"旗鱼"}"#.into(),
     }
@@ -207,7 +207,7 @@ samples! { envelopes: Envelope unless Unknown {
         room: room(),
         msg_id: MsgId::at(9),
         sends: 1,
-        from: user(1),
+        from: Some(user(1)),
         biz_code: 5555,
         data: "{}".into(),
         to: vec![connection(1), connection(2)],
@@ -314,7 +314,60 @@ fn structs() -> Vec<Sample> {
 /// Shapes that were shipped after the first of their kind: what a variant got
 /// later is not in its first sample. Named `<first>-<what came>`.
 fn later_shapes() -> Vec<Sample> {
-    vec![]
+    let by_the_server = Sender {
+        user: None,
+        gateway: None,
+        connection: None,
+        client_msg_id: sender().client_msg_id,
+    };
+    let (app, room, data) = (app(), room(), r#"{"gift":"rose"}"#.to_owned());
+    vec![
+        sample(
+            "Event-RoomMessageSent-by-the-server",
+            Event::RoomMessageSent {
+                app,
+                room,
+                sender: by_the_server.clone(),
+                biz_code: 7001,
+                data: data.clone(),
+            },
+        ),
+        sample(
+            "Event-DirectMessageSent-by-the-server",
+            Event::DirectMessageSent {
+                app,
+                to: large_user(),
+                sender: Sender { user: Some(user(1)), ..by_the_server },
+                biz_code: 5555,
+                data: data.clone(),
+            },
+        ),
+        sample(
+            "Envelope-Room-by-the-system",
+            Envelope::Room {
+                app,
+                room,
+                msg_id: MsgId::at(9),
+                prev: MsgId::at(8),
+                from: None,
+                biz_code: 7001,
+                data: data.clone(),
+            },
+        ),
+        sample(
+            "Envelope-Repeat-by-the-system",
+            Envelope::Repeat {
+                app,
+                room,
+                msg_id: MsgId::at(9),
+                sends: 1,
+                from: None,
+                biz_code: 7001,
+                data,
+                to: vec![connection(1)],
+            },
+        ),
+    ]
 }
 
 fn all() -> Vec<Sample> {
@@ -460,9 +513,9 @@ fn gateway() -> Incarnation {
 
 fn sender() -> Sender {
     Sender {
-        user: user(1),
-        gateway: gateway(),
-        connection: connection(1),
+        user: Some(user(1)),
+        gateway: Some(gateway()),
+        connection: Some(connection(1)),
         client_msg_id: Some("a-1".parse().unwrap()),
     }
 }
