@@ -23,10 +23,14 @@ use self::{
     table::{Setting, nearest},
     value::{
         address, apps, duration, host_and_port, jwt_secret, log, multi_device, number, origins,
-        parsed, path, profile, rate, replicas, silence, url,
+        parsed, path, profile, rate, rate_or_none, replicas, silence, url,
     },
 };
 use crate::run::Role;
+
+/// Connections a user may have at once (`presence` holds them to it).
+const DEVICES: u32 = 5;
+const DEVICES_RATE: f64 = 5.0;
 
 /// What the settings are for: it decides a default and what must be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +82,13 @@ pub(crate) struct Settings {
     /// A second, as the other rates.
     pub(crate) send_rate: f64,
     pub(crate) send_burst: u32,
+    /// 0: no limit, as for the next two.
+    pub(crate) user_rate: f64,
+    pub(crate) user_burst: u32,
+    pub(crate) address_rate: f64,
+    pub(crate) address_burst: u32,
+    pub(crate) room_rate: f64,
+    pub(crate) room_burst: u32,
     pub(crate) connect_rate: f64,
     pub(crate) connect_burst: u32,
     pub(crate) http_rate: f64,
@@ -220,6 +231,8 @@ impl<'a> Reader<'a> {
         const HOUR: Duration = Duration::from_secs(3600);
         let brief = Duration::from_millis(100)..=HOUR;
         let data_dir = self.required("data-dir", path);
+        let send_rate = self.required("send-rate", rate);
+        let send_burst = self.required("send-burst", |text| number(text, 1..=u32::MAX));
         Settings {
             http_listen: self.required("http-listen", address),
             ws_listen: self.required("ws-listen", address),
@@ -246,8 +259,18 @@ impl<'a> Reader<'a> {
             token_ttl: self
                 .required("token-ttl", |t| duration(t, Duration::from_secs(1)..=24 * HOUR)),
             max_frame: self.required("max-frame", |text| number(text, 1024..=131_072)),
-            send_rate: self.required("send-rate", rate),
-            send_burst: self.required("send-burst", |text| number(text, 1..=u32::MAX)),
+            send_rate,
+            send_burst,
+            user_rate: self.user_share("user-rate", rate_or_none, send_rate * DEVICES_RATE),
+            user_burst: self.user_share(
+                "user-burst",
+                |text| number(text, 1..=u32::MAX),
+                send_burst.saturating_mul(DEVICES),
+            ),
+            address_rate: self.required("address-rate", rate_or_none),
+            address_burst: self.required("address-burst", |text| number(text, 1..=u32::MAX)),
+            room_rate: self.required("room-rate", rate_or_none),
+            room_burst: self.required("room-burst", |text| number(text, 1..=u32::MAX)),
             connect_rate: self.required("connect-rate", rate),
             connect_burst: self.required("connect-burst", |text| number(text, 1..=u32::MAX)),
             http_rate: self.required("http-rate", rate),
@@ -271,6 +294,18 @@ impl<'a> Reader<'a> {
             data_dir,
             resolved: BTreeMap::new(),
         }
+    }
+
+    /// What a user may do; absent: as much as all their connections together.
+    fn user_share<T: fmt::Display>(
+        &mut self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+        of_all: T,
+    ) -> T {
+        let share = self.optional(name, parse).unwrap_or(of_all);
+        self.resolved.insert(name, share.to_string());
+        share
     }
 
     fn words_file(&mut self, data_dir: &Path) -> PathBuf {

@@ -35,9 +35,21 @@ pub struct Config {
     pub send_rate: f64,
     /// Business frames at once, per connection.
     pub send_burst: u32,
-    /// New connections a second, per address.
+    /// Business frames a second, per user: all their connections here. 0: no limit.
+    pub user_rate: f64,
+    /// Business frames at once, per user.
+    pub user_burst: u32,
+    /// Business frames a second, per address. 0: no limit.
+    pub address_rate: f64,
+    /// Business frames at once, per address.
+    pub address_burst: u32,
+    /// Messages a second to one room, through this gateway. 0: no limit.
+    pub room_rate: f64,
+    /// Messages at once to one room.
+    pub room_burst: u32,
+    /// New connections a second, per address and per user.
     pub connect_rate: f64,
-    /// New connections at once, per address.
+    /// New connections at once, per address and per user.
     pub connect_burst: u32,
     /// What a further login of the same user means.
     pub multi_device: MultiDevice,

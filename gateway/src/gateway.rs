@@ -39,7 +39,7 @@ use crate::{
     measures::{self, Measures},
     membership::Membership,
     metrics::Metrics,
-    rates::{PerAddress, Rate},
+    rates::Limits,
     serving::{Parts, Serving},
 };
 
@@ -110,7 +110,7 @@ pub struct Gateway {
 /// What outlives a life.
 pub(crate) struct Shared {
     pub(crate) config: Arc<Config>,
-    pub(crate) connects: PerAddress,
+    limits: Arc<Limits>,
     /// Sockets.
     pub(crate) tasks: TaskTracker,
     bus: Bus,
@@ -159,10 +159,10 @@ impl Gateway {
         let lives = TaskTracker::new();
         let gateways =
             Gateways::follow(bus, &lives, stop.clone()).await.map_err(StartError::Follow)?;
-        let rate = Rate { per_second: config.connect_rate, burst: config.connect_burst };
+        let limits = Arc::new(Limits::new(&config, metrics.clone()));
         let shared = Arc::new(Shared {
             config: Arc::new(config),
-            connects: PerAddress::new(rate),
+            limits,
             tasks: TaskTracker::new(),
             bus: bus.clone(),
             gateways,
@@ -341,6 +341,7 @@ impl LifeSpan {
             membership,
             measures,
             content: Arc::clone(&shared.content),
+            limits: Arc::clone(&shared.limits),
             orders: orders.clone(),
             settled: settled.clone(),
             metrics: shared.metrics.clone(),

@@ -80,7 +80,7 @@ async fn meet(
         Wire::Tcp => meet_tcp(&mut stream, peer, &shared).await?,
     };
     let connection = serving.enter(admitted).await;
-    Some(Box::new(Socket::new(serving, connection, stream, protocol)))
+    Some(Box::new(Socket::new(serving, connection, stream, protocol, peer)))
 }
 
 type Met = (Arc<Serving>, crate::login::Admitted, Protocol);
@@ -103,7 +103,7 @@ async fn meet_ws(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> O
         last_msg_id: upgrade.last_msg_id,
         address: upgrade::address_of(peer),
     };
-    let admitted = match serving.admit(ask, Wire::Ws, &shared.connects).await {
+    let admitted = match serving.admit(ask, Wire::Ws).await {
         Ok(admitted) => admitted,
         Err(refusal) => return refuse_ws(stream, refusal.into()).await,
     };
@@ -156,7 +156,7 @@ async fn meet_tcp(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> 
         last_msg_id: body.last_msg_id.and_then(|id| id.max(1).try_into().ok()),
         address: upgrade::address_of(peer),
     };
-    match serving.admit(ask, Wire::Tcp, &shared.connects).await {
+    match serving.admit(ask, Wire::Tcp).await {
         Ok(admitted) => Some((serving, admitted, Protocol::tcp(input))),
         Err(_) => refuse_tcp(stream, refused.0, refused.1).await,
     }

@@ -24,7 +24,6 @@ use crate::{
     delivery::Order,
     entry::Entry,
     frame::{Reply, Wire},
-    rates::PerAddress,
     resume,
     serving::Serving,
 };
@@ -68,13 +67,8 @@ const REPLACE_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Serving {
     /// Checks everything, in order; uses the token up if all is well.
-    pub(crate) async fn admit(
-        &self,
-        ask: Ask<'_>,
-        wire: Wire,
-        connects: &PerAddress,
-    ) -> Result<Admitted, Refusal> {
-        let checked = self.check(&ask, wire, connects).await;
+    pub(crate) async fn admit(&self, ask: Ask<'_>, wire: Wire) -> Result<Admitted, Refusal> {
+        let checked = self.check(&ask, wire).await;
         if let Err(refusal) = &checked {
             self.metrics.logins_refused.inc();
             debug!(user = %ask.user, address = %ask.address, ?refusal, "login refused");
@@ -82,17 +76,12 @@ impl Serving {
         checked
     }
 
-    async fn check(
-        &self,
-        ask: &Ask<'_>,
-        wire: Wire,
-        connects: &PerAddress,
-    ) -> Result<Admitted, Refusal> {
+    async fn check(&self, ask: &Ask<'_>, wire: Wire) -> Result<Admitted, Refusal> {
         // Whoever fails uses the rate up, too. What a wrong token costs us is one
         // signature; the bus is not asked for those who come too fast.
-        let in_time = connects.take(ask.address);
+        let in_time = self.limits.address_may_connect(ask.address);
         let ticket = self.verify(ask)?;
-        if !in_time {
+        if !in_time || !self.limits.user_may_connect(ticket.app, ticket.user) {
             return Err(Refusal::TooMany);
         }
         let key = ticket_key(&ticket);

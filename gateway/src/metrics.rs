@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     pub(crate) accepted: Counter,
     /// Business frames refused.
     pub(crate) refused: Family<ReasonLabel, Counter>,
+    /// What came too fast, by what was shared out.
+    limited: Family<LimitLabel, Counter>,
     /// Questions about content that were not answered in time.
     pub(crate) checks_failed: Counter,
     /// Copies of messages put on connections' queues, first sends.
@@ -49,6 +51,40 @@ pub(crate) struct ReasonLabel {
 impl From<Reason> for ReasonLabel {
     fn from(reason: Reason) -> Self {
         Self { reason: reason.code() }
+    }
+}
+
+/// What is shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Limit {
+    ConnectAddress,
+    ConnectUser,
+    SendConnection,
+    SendUser,
+    SendAddress,
+    SendRoom,
+    /// Fan-out is far behind.
+    SendPartition,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    what: &'static str,
+    limit: &'static str,
+}
+
+impl From<Limit> for LimitLabel {
+    fn from(limit: Limit) -> Self {
+        let (what, limit) = match limit {
+            Limit::ConnectAddress => ("connect", "address"),
+            Limit::ConnectUser => ("connect", "user"),
+            Limit::SendConnection => ("send", "connection"),
+            Limit::SendUser => ("send", "user"),
+            Limit::SendAddress => ("send", "address"),
+            Limit::SendRoom => ("send", "room"),
+            Limit::SendPartition => ("send", "partition"),
+        };
+        Self { what, limit }
     }
 }
 
@@ -90,6 +126,11 @@ impl From<Ending> for EndingLabel {
 }
 
 impl Metrics {
+    /// Something was refused because it came too fast.
+    pub(crate) fn too_fast(&self, limit: Limit) {
+        self.limited.get_or_create(&limit.into()).inc();
+    }
+
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
         let r = registry.sub_registry_with_prefix("qiyu_gateway");
@@ -98,6 +139,11 @@ impl Metrics {
         r.register("logins_refused", "Logins refused", m.logins_refused.clone());
         r.register("accepted", "Business frames stored in the log", m.accepted.clone());
         r.register("refused", "Business frames refused, by reason", m.refused.clone());
+        r.register(
+            "too_fast",
+            "Logins and business frames refused for their rate, by what was shared out",
+            m.limited.clone(),
+        );
         r.register(
             "content_checks_failed",
             "Questions about content that were not answered in time",

@@ -36,6 +36,7 @@ use crate::{
     measures::Measures,
     membership::Membership,
     metrics::Metrics,
+    rates::Limits,
 };
 
 /// How long a goodbye waits for the bus.
@@ -51,6 +52,7 @@ pub(crate) struct Serving {
     pub(crate) membership: Membership,
     pub(crate) measures: Measures,
     pub(crate) content: Arc<Content>,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
     pub(crate) metrics: Metrics,
@@ -72,6 +74,7 @@ pub(crate) struct Parts {
     pub(crate) membership: Membership,
     pub(crate) measures: Measures,
     pub(crate) content: Arc<Content>,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) orders: mpsc::Sender<Order>,
     pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
     pub(crate) metrics: Metrics,
@@ -87,6 +90,7 @@ impl Serving {
             membership,
             measures,
             content,
+            limits,
             orders,
             settled,
             metrics,
@@ -100,6 +104,7 @@ impl Serving {
             membership,
             measures,
             content,
+            limits,
             orders,
             settled,
             metrics,

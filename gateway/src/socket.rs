@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     io::{self, Read, Write},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -29,6 +30,7 @@ use crate::{
     chat::{self, Ask},
     connection::{Close, Connection},
     frame::{self, AckBody, BadFrame, Body, InFrame, Reason, Reply, Wire, code},
+    metrics::Limit,
     rates::{Bucket, Rate},
     serving::Serving,
     speak::store,
@@ -96,6 +98,7 @@ pub(crate) struct Socket {
     serving: Arc<Serving>,
     connection: Arc<Connection>,
     stream: TcpStream,
+    peer: SocketAddr,
     protocol: Protocol,
     out: BytesMut,
     /// Answers to business frames, in the order of the frames.
@@ -156,6 +159,7 @@ impl Socket {
         connection: Arc<Connection>,
         stream: TcpStream,
         protocol: Protocol,
+        peer: SocketAddr,
     ) -> Self {
         let config = &serving.config;
         let send_rate = Rate { per_second: config.send_rate, burst: config.send_burst };
@@ -163,6 +167,7 @@ impl Socket {
             serving,
             connection,
             stream,
+            peer,
             protocol,
             out: BytesMut::new(),
             pending: VecDeque::new(),
@@ -405,7 +410,7 @@ impl Socket {
 
     fn hear(&mut self, body: Option<String>) {
         let arrived = Instant::now();
-        let pending = if !self.sends.take(self.send_rate) {
+        let pending = if !self.may_send() {
             let client_msg_id = body.and_then(|body| chat::read(&body).0);
             Pending::Refuse { client_msg_id, reason: Reason::TooFast }
         } else {
@@ -417,6 +422,16 @@ impl Socket {
         };
         self.pending.push_back(pending);
         self.start_working();
+    }
+
+    /// Whether one frame more is not too fast, for this connection or for what it shares.
+    fn may_send(&mut self) -> bool {
+        if !self.sends.take(self.send_rate) {
+            self.serving.metrics.too_fast(Limit::SendConnection);
+            return false;
+        }
+        let who = &self.connection.who;
+        self.serving.limits.may_send(who.app, who.user, self.peer.ip())
     }
 
     /// Works the pending frames off, one at a time: a sender's order is the log's.

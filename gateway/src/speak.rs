@@ -18,6 +18,7 @@ use crate::{
     connection::Connection,
     content::{Objection, Said},
     frame::Reason,
+    metrics::Limit,
     serving::Serving,
 };
 
@@ -35,15 +36,16 @@ pub(crate) async fn store(
 ) -> Result<Option<MsgId>, Reason> {
     let who = &connection.who;
     let sender = Sender {
-        user: who.user,
-        gateway: serving.gateway.clone(),
-        connection: connection.id,
+        user: Some(who.user),
+        gateway: Some(serving.gateway.clone()),
+        connection: Some(connection.id),
         client_msg_id: client_msg_id.clone(),
     };
-    let key = chat::dedup_key(who.app, &sender, number);
+    let place = format!("{}.{}:{number}", serving.gateway, connection.id);
+    let key = chat::dedup_key(who, client_msg_id.as_ref(), &place);
     let (app, now_ms) = (who.app, qiyu_nats::now_ms());
     let partition = ask.partition(app);
-    let said = ask.words();
+    let (said, to_room) = (ask.words(), ask.room());
     let (subject, event) = match ask {
         Ask::Room { room, biz_code, data } => {
             may_speak(serving, connection, room).await?;
@@ -83,7 +85,13 @@ pub(crate) async fn store(
         return Err(Reason::NotStored); // our lease is old: nobody may be listening to us
     }
     if serving.brakes.is_on(partition) {
+        serving.metrics.too_fast(Limit::SendPartition);
         return Err(Reason::TooFast); // its deliveries are far behind already
+    }
+    if let Some(room) = to_room
+        && !serving.limits.may_send_to(app, room)
+    {
+        return Err(Reason::TooFast); // its neighbours are to be heard, too
     }
     if let Some(name) = client_msg_id
         && let Some(first) = sent_before(serving, who, partition, name).await
@@ -91,7 +99,7 @@ pub(crate) async fn store(
         return Ok(Some(first));
     }
     if let Some(content) = said {
-        may_be_said(serving, &event, content, number).await?;
+        may_be_said(serving, connection, &event, content, &place).await?;
     }
     let record = Record::now(event);
     let appended = serving.bus.append(subject, &record, &key, Condition::Any, deadline).await;
@@ -111,9 +119,10 @@ pub(crate) async fn store(
 /// Whether these words may be said. If not, that is in the log, too.
 async fn may_be_said(
     serving: &Serving,
+    connection: &Connection,
     event: &Event,
     content: String,
-    number: u64,
+    place: &str,
 ) -> Result<(), Reason> {
     let (app, sender, biz_code, room, to) = match event {
         Event::RoomMessageSent { app, room, sender, biz_code, .. } => {
@@ -124,15 +133,15 @@ async fn may_be_said(
         }
         _ => return Ok(()),
     };
-    let (user_id, room_id, object_id) = (sender.user, room, to);
+    let (user_id, room_id, object_id) = (connection.who.user, room, to);
     let said = Said { app_id: app, user_id, room_id, object_id, biz_code, content: &content };
     let Err(objection) = serving.content.check(&said).await else { return Ok(()) };
     if let Objection::Refused(reason) = &objection {
         let subject = match (room, to) {
             (Some(room), _) => subject::room(app, room, RoomKind::Refused),
-            (None, to) => subject::user_refused(app, to.unwrap_or(sender.user)),
+            (None, to) => subject::user_refused(app, to.unwrap_or(user_id)),
         };
-        let key = format!("refused:{}.{}:{number}", sender.gateway, sender.connection);
+        let key = format!("refused:{place}");
         let (sender, reason) = (sender.clone(), reason.clone());
         let refused = Event::ContentRefused { app, room, to, sender, biz_code, content, reason };
         let record = Record::now(refused);
@@ -152,13 +161,13 @@ async fn sent_before(
     partition: Partition,
     name: &ClientMsgId,
 ) -> Option<MsgId> {
-    let (app, user, client_msg_id) = (who.app, who.user, name.clone());
+    let (app, user, client_msg_id) = (who.app, Some(who.user), name.clone());
     let question = FindSent { app, user, client_msg_id };
     let owner = fold_of(partition);
     match serving.bus.ask_within(&owner, &question, QUESTION_PATIENCE).await {
         Ok(first) => first,
         Err(error) => {
-            debug!(%user, error = %chain(&error), "not known whether this was sent before");
+            debug!(user = %who.user, error = %chain(&error), "not known whether this was sent before");
             None
         }
     }

@@ -90,6 +90,11 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
     rate.ok_or_else(|| "a number over 0, such as 20 or 0.5".to_owned())
 }
 
+pub(super) fn rate_or_none(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && 0.0 <= *rate);
+    rate.ok_or_else(|| "a number such as 20 or 0.5, or 0 for no limit".to_owned())
+}
+
 pub(super) fn replicas(text: &str) -> Result<usize, String> {
     let copies = text.parse().ok().filter(|copies| [1, 3, 5].contains(copies));
     copies.ok_or_else(|| "1, 3 or 5".to_owned())
