@@ -18,7 +18,6 @@
 //! Locks: a connection's queue is taken alone or before an entry's slow path,
 //! never the other way round.
 
-mod brake;
 mod chat;
 mod config;
 mod connection;

@@ -13,6 +13,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use qiyu_nats::{
     AppId, Bus, ConnId, Incarnation, RoomId,
+    brake::Brakes,
     bucket::BucketError,
     chain,
     event::{Ending, Event, MemberChange, Record, SessionChange},
@@ -27,7 +28,6 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::{
-    brake::Brakes,
     config::Config,
     connection::{Close, Connection},
     content::Content,
@@ -113,7 +113,7 @@ impl Serving {
             connections: RwLock::default(),
             next_connection: AtomicU64::new(1),
             likes: Mutex::default(),
-            brakes: Brakes::new(),
+            brakes: Brakes::default(),
         })
     }
 

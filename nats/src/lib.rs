@@ -27,6 +27,7 @@ pub mod subject;
 pub mod ticket;
 
 // The half that talks to a server.
+pub mod brake;
 pub mod bucket;
 pub mod bus;
 pub mod fact;

@@ -157,8 +157,49 @@ impl Answering {
         F: Fn(C) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<C::Reply, Refusal>> + Send + 'static,
     {
-        let mut endpoint =
-            self.service.group(group).endpoint_builder().name(C::VERB).add(C::VERB).await?;
+        let handler = Arc::new(handler);
+        let answering = move |payload: Bytes| {
+            let handler = Arc::clone(&handler);
+            async move { answer::<C, _, _>(&*handler, &payload).await }
+        };
+        self.serve(group, C::VERB, stop, answering).await
+    }
+
+    /// Answers calls of strangers under `<group>.<verb>`: payload and answer are
+    /// whatever the two have agreed on.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is closed.
+    pub async fn call<F, Fut>(
+        &self,
+        group: &str,
+        verb: &'static str,
+        handler: F,
+    ) -> Result<(), async_nats::Error>
+    where
+        F: Fn(Bytes) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, Refusal>> + Send + 'static,
+    {
+        let answering = move |payload: Bytes| {
+            let answered = handler(payload);
+            async move { answered.await.map_err(|Refusal { code, message }| refuse(code, message)) }
+        };
+        self.serve(group, verb, self.stop.clone(), answering).await
+    }
+
+    async fn serve<F, Fut>(
+        &self,
+        group: &str,
+        verb: &'static str,
+        stop: CancellationToken,
+        handler: F,
+    ) -> Result<(), async_nats::Error>
+    where
+        F: Fn(Bytes) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, MicroError>> + Send + 'static,
+    {
+        let mut endpoint = self.service.group(group).endpoint_builder().name(verb).add(verb).await?;
         let (tasks, handler) = (self.tasks.clone(), Arc::new(handler));
         let places = Arc::new(Semaphore::new(CONCURRENT_MAX));
         let service = Arc::clone(&self.service);
@@ -169,9 +210,9 @@ impl Answering {
                 let handler = Arc::clone(&handler);
                 tasks.spawn(async move {
                     let _place = place;
-                    let answer = answer::<C, _, _>(&*handler, &request.message.payload).await;
+                    let answer = handler(request.message.payload.clone()).await;
                     if let Err(error) = request.respond(answer).await {
-                        warn!(verb = C::VERB, error = %chain(&error), "answer not sent");
+                        warn!(verb, error = %chain(&error), "answer not sent");
                     }
                 });
             }
@@ -180,13 +221,16 @@ impl Answering {
     }
 }
 
+fn refuse(code: u16, status: String) -> MicroError {
+    MicroError { code: code.into(), status }
+}
+
 async fn answer<C, F, Fut>(handler: &F, payload: &[u8]) -> Result<Bytes, MicroError>
 where
     C: Command,
     F: Fn(C) -> Fut,
     Fut: Future<Output = Result<C::Reply, Refusal>>,
 {
-    let refuse = |code: u16, status: String| MicroError { code: code.into(), status };
     let command = codec::decode(payload).map_err(|error| refuse(400, error.to_string()))?;
     match handler(command).await {
         Ok(reply) => codec::encode(&reply).map_err(|error| refuse(500, error.to_string())),

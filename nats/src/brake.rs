@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use qiyu_nats::Partition;
 use tokio::time::Instant;
+
+use crate::id::Partition;
 
 /// From here on a partition takes nothing more.
 const ON_AT: Duration = Duration::from_secs(2);
@@ -19,15 +20,18 @@ const _: () = assert!(OFF_BELOW.as_millis() < ON_AT.as_millis());
 
 /// One brake per partition.
 #[derive(Debug)]
-pub(crate) struct Brakes(Vec<Mutex<Option<Instant>>>);
+pub struct Brakes(Vec<Mutex<Option<Instant>>>);
 
-impl Brakes {
-    pub(crate) fn new() -> Self {
+impl Default for Brakes {
+    /// None of them is on.
+    fn default() -> Self {
         Self(Partition::all().map(|_| Mutex::default()).collect())
     }
+}
 
+impl Brakes {
     /// A partition is this far behind.
-    pub(crate) fn report(&self, partition: Partition, behind: Duration) {
+    pub fn report(&self, partition: Partition, behind: Duration) {
         let mut on_since = self.0[partition.index()].lock();
         if ON_AT < behind || (on_since.is_some() && OFF_BELOW <= behind) {
             *on_since = Some(Instant::now());
@@ -37,7 +41,7 @@ impl Brakes {
     }
 
     /// Whether the partition takes no messages at the moment.
-    pub(crate) fn is_on(&self, partition: Partition) -> bool {
+    pub fn is_on(&self, partition: Partition) -> bool {
         let reported = *self.0[partition.index()].lock();
         reported.is_some_and(|reported| reported.elapsed() < REPORT_AGE_MAX)
     }
@@ -49,7 +53,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn on_above_two_seconds_off_below_half_of_one() {
-        let (brakes, p) = (Brakes::new(), "p07".parse().unwrap());
+        let (brakes, p) = (Brakes::default(), "p07".parse().unwrap());
         for (behind_ms, on) in
             [(1900, false), (2100, true), (600, true), (400, false), (600, false)]
         {
