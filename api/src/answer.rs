@@ -6,17 +6,26 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// The code in the body, kept beside the response for whoever counts answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Code(pub(crate) u16);
 
-#[derive(Serialize)]
-struct Body<T> {
+/// The body of every answer.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Body<T> {
+    /// 200, or why not.
     code: u16,
+    /// For people.
     msg: String,
+    /// None where there is nothing to say.
     data: Option<T>,
 }
+
+/// The data of a success that has none.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Nothing;
 
 /// Answers are about one person at one moment.
 const NOT_STORED: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
@@ -78,6 +87,16 @@ impl Refused {
     /// Our fault. What went wrong is in the log and nowhere else.
     pub(crate) fn system() -> Self {
         Self::new(500, "系统异常")
+    }
+
+    /// The code in the body.
+    pub(crate) fn code(&self) -> u16 {
+        self.code
+    }
+
+    /// The words in the body.
+    pub(crate) fn msg(&self) -> &str {
+        &self.msg
     }
 
     /// No route of the contract, so the status says it too.

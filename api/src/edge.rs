@@ -17,7 +17,8 @@ use axum::{
 };
 use futures_util::FutureExt;
 use qiyu_nats::{
-    AppId, Bus, UserId,
+    AppId, Bus, Secret, UserId,
+    brake::Brakes,
     command::{Command, LIVING},
     service::CommandError,
     ticket::TicketKey,
@@ -30,7 +31,9 @@ use crate::{
     identity::{Identity, Keys, cookie},
     metrics::{Metrics, Route},
     profile::{Profile, Profiles},
-    rate::Rates,
+    rate::{Rates, neighbourhood},
+    routes::LOGIN,
+    server::has_key,
 };
 
 /// Everything the routes work on.
@@ -38,6 +41,11 @@ pub(crate) struct Edge {
     pub(crate) bus: Bus,
     /// The contract's routes name no app: they mean this one.
     pub(crate) app: AppId,
+    /// Every app, for those who name one.
+    pub(crate) apps: Vec<AppId>,
+    /// For integrators. `None`: their routes are off.
+    pub(crate) api_key: Option<Secret>,
+    pub(crate) brakes: Brakes,
     pub(crate) keys: Keys,
     pub(crate) dev_login: bool,
     pub(crate) ticket_key: TicketKey,
@@ -45,11 +53,21 @@ pub(crate) struct Edge {
     pub(crate) profiles: Profiles,
     pub(crate) gateways: Gateways,
     pub(crate) sessions: Sessions,
-    pub(crate) rates: Rates,
+    pub(crate) address_rates: Rates<IpAddr>,
+    pub(crate) user_rates: Rates<UserId>,
     pub(crate) metrics: Metrics,
 }
 
 impl Edge {
+    /// The app somebody names, or the one the contract's routes mean.
+    pub(crate) fn app_of(&self, named: Option<AppId>) -> Result<AppId, &'static str> {
+        match named {
+            None => Ok(self.app),
+            Some(app) if self.apps.contains(&app) => Ok(app),
+            Some(_) => Err("this app is not served here (QIYU_APPS)"),
+        }
+    }
+
     /// Asks the rooms. What they refuse is passed on; that nobody answers is our fault.
     pub(crate) async fn living<C: Command>(&self, command: &C) -> Result<C::Reply, Refused> {
         match self.bus.ask(LIVING, command).await {
@@ -133,10 +151,13 @@ fn admit(edge: &Edge, request: &Request, now: Instant) -> Result<(), Refused> {
         .extensions()
         .get::<ConnectInfo<SocketAddr>>()
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(address)| address.ip());
-    if !edge.rates.admits(address, now) {
+    // An integrator is one address with everybody behind it, and has shown its key.
+    let keyed = request.uri().path().starts_with("/server/")
+        && has_key(request.headers(), edge.api_key.as_ref());
+    if !keyed && !edge.address_rates.admits(neighbourhood(address), now) {
         return Err(Refused::too_fast());
     }
-    let login = Route::of(request.uri().path()) == Route::Login; // it sets the cookie
+    let login = request.uri().path() == LOGIN; // it sets the cookie
     let carries = login || cookie(request.headers()).is_some();
     if request.method() == Method::POST && carries && is_foreign(request.headers()) {
         return Err(Refused::new(403, "不允许跨站请求"));

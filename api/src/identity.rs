@@ -1,7 +1,11 @@
 //! Who a request comes from: a JWT any login system can mint, in the cookie
 //! `qytk` or as a bearer token. No other header says anything about it.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::FromRequestParts,
@@ -215,7 +219,8 @@ fn ignored(jwk: &Jwk) -> Option<Key> {
     None
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+/// The bearer token.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim())
@@ -255,7 +260,11 @@ impl FromRequestParts<Arc<Edge>> for LoggedIn {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, edge: &Arc<Edge>) -> Result<Self, Refused> {
-        edge.keys.identify(&parts.headers).map(Self).ok_or_else(Refused::anonymous)
+        let who = edge.keys.identify(&parts.headers).ok_or_else(Refused::anonymous)?;
+        match edge.user_rates.admits(who.user, Instant::now()) {
+            true => Ok(Self(who)),
+            false => Err(Refused::too_fast()),
+        }
     }
 }
 

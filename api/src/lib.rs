@@ -8,11 +8,13 @@
 //!
 //! **Reads** the gateways' leases and users' sessions, through `presence`.
 //!
-//! **Writes** table `t_user`; asks `qiyu.living`.
+//! **Writes** table `t_user`; `im.in.….msg` on behalf of integrators; asks `qiyu.living`;
+//! answers `qiyu.server`.
 //!
-//! **Start at** [`edge`] (what a request passes), then [`routes`].
+//! **Start at** [`edge`] (what a request passes), then [`routes`] and [`server`].
 
 mod answer;
+mod describe;
 mod edge;
 mod identity;
 mod messages;
@@ -22,6 +24,7 @@ mod params;
 mod profile;
 mod rate;
 mod routes;
+mod server;
 mod service;
 
 pub use identity::KeyError;

@@ -2,6 +2,7 @@
 
 use qiyu_nats::{AppId, MsgId, UserId};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{answer::Refused, params::Params};
 
@@ -13,10 +14,13 @@ const PAGE_DEFAULT: usize = 50;
 const PAGE_MAX: usize = 100;
 
 /// A body of the contract's 1003.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Message {
+    #[schema(value_type = u32)]
     app_id: AppId,
+    /// The caller.
+    #[schema(value_type = u64)]
     user_id: UserId,
     biz_code: i32,
     data: String,
@@ -36,7 +40,7 @@ impl Message {
 }
 
 /// One page of them, oldest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MessagePage {
     pub(crate) list: Vec<Message>,

@@ -1,6 +1,6 @@
 //! Every number this crate counts.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use axum::response::Response;
 use prometheus_client::{
@@ -9,62 +9,44 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::answer::Code;
+use crate::{answer::Code, routes};
 
-/// The routes, so that no path a stranger invents becomes a label.
+/// A route, so that no path a stranger invents becomes a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Route {
-    Login,
-    InitPage,
-    StartLiving,
-    CloseLiving,
-    AnchorConfig,
-    ListRooms,
-    ImConfig,
-    History,
-    OfflinePull,
-    IsOnline,
-    Page,
-    Other,
-}
+pub(crate) struct Route(&'static str);
 
 impl Route {
+    /// The page and its files.
+    const PAGE: Self = Self("/");
+    /// No route at all.
+    const OTHER: Self = Self("other");
+
     /// The route a path belongs to.
     pub(crate) fn of(path: &str) -> Self {
-        match path {
-            "/user/login" => Self::Login,
-            "/home/initPage" => Self::InitPage,
-            "/living/startingLiving" => Self::StartLiving,
-            "/living/closeLiving" => Self::CloseLiving,
-            "/living/anchorConfig" => Self::AnchorConfig,
-            "/living/list" => Self::ListRooms,
-            "/im/getImConfig" => Self::ImConfig,
-            "/im/history" => Self::History,
-            "/im/offline/pull" => Self::OfflinePull,
-            "/im/isOnline" => Self::IsOnline,
-            "/" => Self::Page,
-            path if path.starts_with("/assets/") => Self::Page,
-            _ => Self::Other,
+        static PATHS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+            let described = routes::paths().into_iter().map(|path| &*path.leak());
+            described.chain(["/openapi.json"]).collect()
+        });
+        if path == "/" || path.starts_with("/assets/") {
+            return Self::PAGE;
         }
+        let found = PATHS.iter().find(|pattern| matches(pattern, path));
+        found.map_or(Self::OTHER, |pattern| Self(pattern))
     }
 
     /// Its path; the page and its files are one.
     pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Login => "/user/login",
-            Self::InitPage => "/home/initPage",
-            Self::StartLiving => "/living/startingLiving",
-            Self::CloseLiving => "/living/closeLiving",
-            Self::AnchorConfig => "/living/anchorConfig",
-            Self::ListRooms => "/living/list",
-            Self::ImConfig => "/im/getImConfig",
-            Self::History => "/im/history",
-            Self::OfflinePull => "/im/offline/pull",
-            Self::IsOnline => "/im/isOnline",
-            Self::Page => "/",
-            Self::Other => "other",
-        }
+        self.0
     }
+}
+
+/// Whether a path is one of a pattern such as `/server/rooms/{id}/members`.
+fn matches(pattern: &str, path: &str) -> bool {
+    let mut parts = path.split('/');
+    let same = |pattern: &str| {
+        parts.next().is_some_and(|part| pattern.starts_with('{') || pattern == part)
+    };
+    pattern.split('/').all(same) && parts.next().is_none()
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -127,9 +109,11 @@ fn closed(code: u16) -> &'static str {
         403 => "403",
         404 => "404",
         405 => "405",
+        413 => "413",
         429 => "429",
         500 => "500",
         501 => "501",
+        503 => "503",
         _ => "other",
     }
 }
@@ -140,10 +124,13 @@ mod tests {
 
     #[test]
     fn every_route_is_its_own_path() {
-        for path in crate::routes::PATHS {
-            assert_eq!(Route::of(path).as_str(), path);
+        for path in routes::paths() {
+            assert_eq!(Route::of(&path).as_str(), path);
         }
-        assert_eq!(Route::of("/assets/page.js"), Route::Page);
-        assert_eq!(Route::of("/wp-login.php"), Route::Other);
+        assert_eq!(Route::of("/server/rooms/7/members").as_str(), "/server/rooms/{id}/members");
+        assert_eq!(Route::of("/assets/page.js"), Route::PAGE);
+        for strange in ["/wp-login.php", "/server", "/server/rooms/7/members/", "/im"] {
+            assert_eq!(Route::of(strange), Route::OTHER, "{strange}");
+        }
     }
 }

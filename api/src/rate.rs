@@ -1,24 +1,25 @@
-//! How often one address may ask.
+//! How often one address, and one user, may ask.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     net::{IpAddr, Ipv6Addr},
     time::Instant,
 };
 
 use parking_lot::Mutex;
 
-/// Addresses remembered at once: about 4 MiB. When they are this many, those
+/// Addresses or users remembered at once: about 4 MiB. When they are this many, those
 /// who have been quiet are forgotten, and if nobody has, everybody is: a busy
 /// moment is no reason to refuse a newcomer.
-const ADDRESSES_MAX: usize = 65_536;
+const BUCKETS_MAX: usize = 65_536;
 
-/// A bucket of tokens for each address.
+/// A bucket of tokens for each address, or each user.
 #[derive(Debug)]
-pub(crate) struct Rates {
+pub(crate) struct Rates<K> {
     per_second: f64,
     burst: f64,
-    buckets: Mutex<HashMap<IpAddr, Bucket>>,
+    buckets: Mutex<HashMap<K, Bucket>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -27,23 +28,23 @@ struct Bucket {
     at: Instant,
 }
 
-impl Rates {
+impl<K: Copy + Eq + Hash> Rates<K> {
     /// `burst` at once, then `per_second`.
     pub(crate) fn new(per_second: f64, burst: u32) -> Self {
         Self { per_second, burst: f64::from(burst), buckets: Mutex::default() }
     }
 
-    /// Whether `address` may ask once more at `now`.
-    pub(crate) fn admits(&self, address: IpAddr, now: Instant) -> bool {
+    /// Whether whoever has `key` may ask once more at `now`.
+    pub(crate) fn admits(&self, key: K, now: Instant) -> bool {
         let mut buckets = self.buckets.lock();
-        if ADDRESSES_MAX <= buckets.len() && !buckets.contains_key(&counted(address)) {
+        if BUCKETS_MAX <= buckets.len() && !buckets.contains_key(&key) {
             buckets.retain(|_, bucket| self.filled(*bucket, now).tokens < self.burst);
-            if ADDRESSES_MAX <= buckets.len() {
+            if BUCKETS_MAX <= buckets.len() {
                 buckets.clear();
             }
         }
         let full = Bucket { tokens: self.burst, at: now };
-        let bucket = buckets.entry(counted(address)).or_insert(full);
+        let bucket = buckets.entry(key).or_insert(full);
         *bucket = self.filled(*bucket, now);
         let admitted = 1.0 <= bucket.tokens;
         if admitted {
@@ -58,8 +59,8 @@ impl Rates {
     }
 }
 
-/// One customer of an IPv6 provider has a whole /64, so that is what counts.
-fn counted(address: IpAddr) -> IpAddr {
+/// What counts as one address: a customer of an IPv6 provider has a whole /64.
+pub(crate) fn neighbourhood(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn neighbours_do_not_share_unless_they_are_one() {
         let (rates, now) = (Rates::new(1.0, 1), Instant::now());
-        let admits = |address: &str| rates.admits(address.parse().unwrap(), now);
+        let admits = |address: &str| rates.admits(neighbourhood(address.parse().unwrap()), now);
         assert!(admits("10.0.0.1") && admits("10.0.0.2"));
         assert!(!admits("::ffff:10.0.0.1"), "the same machine in another spelling");
         assert!(admits("2001:db8:0:1::1"));
@@ -106,9 +107,9 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let (rates, now) = (Rates::new(1.0, 1), Instant::now());
-        for number in 0..=u32::try_from(ADDRESSES_MAX).unwrap() {
+        for number in 0..=u32::try_from(BUCKETS_MAX).unwrap() {
             assert!(rates.admits(IpAddr::V4(Ipv4Addr::from_bits(number)), now));
         }
-        assert!(rates.buckets.lock().len() <= ADDRESSES_MAX);
+        assert!(rates.buckets.lock().len() <= BUCKETS_MAX);
     }
 }

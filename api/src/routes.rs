@@ -1,67 +1,102 @@
-//! The routes of the contract, one file each. All take POST.
+//! The routes of the contract, one file each. All take POST, and each says
+//! beside its code what it takes and gives: that is the description served.
 
 mod anchor_config;
 mod close_living;
 mod history;
-mod im_config;
+pub(crate) mod im_config;
 mod init_page;
 mod is_online;
 mod list_rooms;
 mod login;
+mod moderate;
 mod offline_pull;
 mod start_living;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::DefaultBodyLimit,
-    middleware,
-    routing::{get, post},
-};
+use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     answer::Refused,
+    describe::{Description, described},
     edge::{Edge, guard},
-    page,
+    page, server,
 };
 
-/// The longest body: no route needs a tenth of it.
+/// The longest body: no route outside [`server`] needs a tenth of it.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+/// The route that sets the cookie.
+pub(crate) const LOGIN: &str = "/user/login";
 
-/// Every path that is answered with a body of the contract.
-#[cfg(test)]
-pub(crate) const PATHS: [&str; 10] = [
-    "/user/login",
-    "/home/initPage",
-    "/living/startingLiving",
-    "/living/closeLiving",
-    "/living/anchorConfig",
-    "/living/list",
-    "/im/getImConfig",
-    "/im/history",
-    "/im/offline/pull",
-    "/im/isOnline",
-];
+/// Every route that is described, and its description.
+fn contract() -> (Router<Arc<Edge>>, utoipa::openapi::OpenApi) {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(login::login))
+        .routes(routes!(init_page::init_page))
+        .routes(routes!(start_living::start_living))
+        .routes(routes!(close_living::close_living))
+        .routes(routes!(anchor_config::anchor_config))
+        .routes(routes!(list_rooms::list_rooms))
+        .routes(routes!(moderate::kick))
+        .routes(routes!(moderate::mute))
+        .routes(routes!(moderate::unmute))
+        .routes(routes!(moderate::ban))
+        .routes(routes!(moderate::unban))
+        .routes(routes!(moderate::measures))
+        .routes(routes!(im_config::im_config))
+        .routes(routes!(history::history))
+        .routes(routes!(offline_pull::offline_pull))
+        .routes(routes!(is_online::is_online))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .merge(server::router())
+        .split_for_parts()
+}
+
+/// The paths that are described.
+pub(crate) fn paths() -> Vec<String> {
+    contract().1.paths.paths.into_keys().collect()
+}
 
 /// All of them, with what every request passes.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
-    Router::new()
-        .route("/user/login", post(login::login))
-        .route("/home/initPage", post(init_page::init_page))
-        .route("/living/startingLiving", post(start_living::start_living))
-        .route("/living/closeLiving", post(close_living::close_living))
-        .route("/living/anchorConfig", post(anchor_config::anchor_config))
-        .route("/living/list", post(list_rooms::list_rooms))
-        .route("/im/getImConfig", post(im_config::im_config))
-        .route("/im/history", post(history::history))
-        .route("/im/offline/pull", post(offline_pull::offline_pull))
-        .route("/im/isOnline", post(is_online::is_online))
+    let (contract, description) = contract();
+    described(contract, &description)
         .route("/", get(page::index))
         .route("/assets/{name}", get(page::asset))
         .fallback(async || Refused::unknown_path())
         .method_not_allowed_fallback(async || Refused::wrong_method())
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&edge), guard))
         .with_state(edge)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_described_with_its_parameters_and_answers() {
+        let description = serde_json::to_value(contract().1).unwrap();
+        let paths = description["paths"].as_object().unwrap();
+        assert_eq!(paths.len(), 16 + 11);
+        let schemas = description["components"]["schemas"].as_object().unwrap();
+        for (path, item) in paths {
+            let post = &item["post"];
+            assert!(post["summary"].as_str().is_some_and(|text| !text.is_empty()), "{path}");
+            let answers = post["responses"].as_object().unwrap();
+            let reference = &answers["200"]["content"]["application/json"]["schema"]["$ref"];
+            let name = reference.as_str().and_then(|name| name.rsplit('/').next());
+            assert!(name.is_some_and(|name| schemas.contains_key(name)), "{path} {reference}");
+            if path.starts_with("/server/") {
+                assert!(answers.contains_key("401"), "{path}");
+                assert!(post["requestBody"].is_object(), "{path}");
+                assert_eq!(post["security"][0], serde_json::json!({ "apiKey": [] }), "{path}");
+            }
+        }
+        let list = paths["/living/list"]["post"]["parameters"].as_array().unwrap();
+        let names: Vec<_> = list.iter().map(|parameter| &parameter["name"]).collect();
+        assert_eq!(names, ["type", "page", "pageSize"]);
+    }
 }

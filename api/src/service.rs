@@ -4,7 +4,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use prometheus_client::registry::Registry;
-use qiyu_nats::{AppId, Bus, Secret, bucket::BucketError, ticket::TicketKey};
+use qiyu_nats::{
+    AppId, Bus, Secret, brake::Brakes, bucket::BucketError, lag::Lags, ticket::TicketKey,
+};
 use qiyu_presence::{Gateways, Sessions};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -14,7 +16,7 @@ use crate::{
     metrics::Metrics,
     profile::{ProfileError, Profiles},
     rate::Rates,
-    routes,
+    routes, server,
 };
 
 /// What the HTTP edge needs to know.
@@ -29,13 +31,13 @@ pub struct Config {
     pub jwks_file: Option<PathBuf>,
     /// Whether anybody may log in as anybody. For trying things out.
     pub dev_login: bool,
-    /// For integrators. `None`: their routes are off. Without effect yet.
+    /// For integrators. `None`: their routes are off.
     pub api_key: Option<Secret>,
     /// How long a ticket for an IM connection is valid.
     pub token_ttl: Duration,
-    /// Requests a second from one address.
+    /// Requests a second from one address, and of one user from wherever.
     pub http_rate: f64,
-    /// Requests at once from one address.
+    /// Requests at once, likewise.
     pub http_burst: u32,
     /// `sqlite://…`; the file and its directory are made.
     pub database_url: String,
@@ -58,6 +60,9 @@ pub enum StartError {
     /// Nobody could be sent anywhere.
     #[error("follow the gateways")]
     Gateways(#[source] BucketError),
+    /// Integrators would not be answered over NATS.
+    #[error("answer calls of integrators")]
+    Calls(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// The HTTP edge, until stopped.
@@ -86,11 +91,14 @@ impl Api {
         }
         let profiles = Profiles::open(&config.database_url).await.map_err(StartError::Profiles)?;
         let tasks = TaskTracker::new();
-        let gateways = Gateways::follow(bus, &tasks, stop).await.map_err(StartError::Gateways)?;
-        tasks.close();
+        let gateways = Gateways::follow(bus, &tasks, stop.clone()).await;
+        let gateways = gateways.map_err(StartError::Gateways)?;
         let edge = Arc::new(Edge {
             bus: bus.clone(),
             app,
+            apps: config.apps,
+            api_key: config.api_key,
+            brakes: Brakes::default(),
             keys,
             dev_login: config.dev_login,
             ticket_key: config.ticket_key,
@@ -98,9 +106,18 @@ impl Api {
             profiles,
             sessions: Sessions::new(bus, gateways.clone()),
             gateways,
-            rates: Rates::new(config.http_rate, config.http_burst),
+            address_rates: Rates::new(config.http_rate, config.http_burst),
+            user_rates: Rates::new(config.http_rate, config.http_burst),
             metrics: Metrics::registered(registry),
         });
+        let calls = |error: Box<dyn std::error::Error + Send + Sync>| StartError::Calls(error);
+        let lags = bus.lags().await.map_err(|error| calls(error.into()))?;
+        tasks.spawn(heed_brakes(Arc::clone(&edge), lags, stop.clone()));
+        let description = "Messages, tickets, presence and measures, for integrators";
+        let answering = bus.answering("qiyu-server", description, &tasks, stop).await;
+        let answering = answering.map_err(calls)?;
+        server::answer_calls(&answering, &edge).await.map_err(calls)?;
+        tasks.close();
         Ok(Self { edge, tasks })
     }
 
@@ -123,5 +140,12 @@ impl Api {
     pub async fn stopped(self) {
         self.tasks.wait().await;
         self.edge.profiles.close().await;
+    }
+}
+
+/// Knows which partitions take nothing at the moment, as gateways do.
+async fn heed_brakes(edge: Arc<Edge>, mut lags: Lags, stop: CancellationToken) {
+    while let Some(Some((partition, behind))) = stop.run_until_cancelled(lags.next()).await {
+        edge.brakes.report(partition, behind);
     }
 }

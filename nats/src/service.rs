@@ -199,7 +199,8 @@ impl Answering {
         F: Fn(Bytes) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, MicroError>> + Send + 'static,
     {
-        let mut endpoint = self.service.group(group).endpoint_builder().name(verb).add(verb).await?;
+        let mut endpoint =
+            self.service.group(group).endpoint_builder().name(verb).add(verb).await?;
         let (tasks, handler) = (self.tasks.clone(), Arc::new(handler));
         let places = Arc::new(Semaphore::new(CONCURRENT_MAX));
         let service = Arc::clone(&self.service);

@@ -23,5 +23,6 @@ mod presence;
 mod program;
 mod refusals;
 mod rooms;
+mod server;
 mod talk;
 mod upgrade;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use axum::extract::State;
 use qiyu_nats::{RoomId, UserId, command::FindRoom};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
     identity::LoggedIn,
     params::{Asked, Params},
@@ -16,9 +17,10 @@ use crate::{
 
 /// Every field is there in every answer. A room that is unknown or closed has
 /// the id -1 and the anchor 0.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AnchorConfig {
+    #[schema(value_type = i64)]
     room_id: i128, // ids are unsigned, and -1 is none of them
     room_name: String,
     anchor_id: u64,
@@ -29,6 +31,7 @@ pub(crate) struct AnchorConfig {
     /// The seed's `isAnchor`, as its serialiser wrote it, and as one would expect it.
     anchor: bool,
     is_anchor: bool,
+    #[schema(value_type = u64)]
     user_id: UserId,
     /// The caller's, under both of the seed's names for it.
     nick_name: String,
@@ -36,11 +39,17 @@ pub(crate) struct AnchorConfig {
     watcher_avatar: String,
     default_bg_img: &'static str,
     /// The opponent in a pk; there is none yet.
+    #[schema(value_type = Option<u64>)]
     pk_obj_id: Option<UserId>,
     watch_num: u64,
 }
 
 /// Answers whoever is logged in.
+#[utoipa::path(post, path = "/living/anchorConfig", tag = "living", security(("login" = [])), params(
+    ("roomId" = u64, Query, description = "The room"),
+), responses(
+    (status = 200, description = "The room as the caller sees it; roomId -1 when it is unknown or closed", body = Body<AnchorConfig>),
+))]
 pub(crate) async fn anchor_config(
     State(edge): State<Arc<Edge>>,
     LoggedIn(who): LoggedIn,

@@ -6,13 +6,18 @@ use axum::extract::State;
 use qiyu_nats::command::CloseRoom;
 
 use crate::{
-    answer::{Done, Refused},
+    answer::{Body, Done, Nothing, Refused},
     edge::Edge,
     identity::LoggedIn,
     params::{Asked, Params},
 };
 
 /// Whoever may not, and whatever room it is, hears the same words.
+#[utoipa::path(post, path = "/living/closeLiving", tag = "living", security(("login" = [])), params(
+    ("roomId" = u64, Query, description = "The room"),
+), responses(
+    (status = 200, description = "code 200, or 400, 401, 501 (not the anchor, unknown, closed)", body = Body<Nothing>),
+))]
 pub(crate) async fn close_living(
     State(edge): State<Arc<Edge>>,
     LoggedIn(who): LoggedIn,

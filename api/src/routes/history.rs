@@ -15,7 +15,7 @@ use qiyu_nats::{
 use tracing::warn;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
     identity::LoggedIn,
     messages::{CHAT, Message, MessagePage, page_size},
@@ -23,6 +23,13 @@ use crate::{
 };
 
 /// Answers whoever is logged in; a closed room is readable, too.
+#[utoipa::path(post, path = "/im/history", tag = "im", security(("login" = [])), params(
+    ("roomId" = u64, Query, description = "The room"),
+    ("before" = Option<u64>, Query, description = "Only messages with a msgId under this one"),
+    ("limit" = Option<u32>, Query, description = "1 to 100; absent: 50"),
+), responses(
+    (status = 200, description = "The newest of them, oldest first; code 404: never a room", body = Body<MessagePage>),
+))]
 pub(crate) async fn history(
     State(edge): State<Arc<Edge>>,
     LoggedIn(who): LoggedIn,

@@ -4,24 +4,28 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use qiyu_nats::{
-    UserId, now_ms,
+    AppId, UserId, now_ms,
     ticket::{Ticket, fresh_nonce},
 };
 use qiyu_presence::GatewayView;
 use rand::seq::IndexedRandom;
 use serde::Serialize;
 use tracing::error;
+use utoipa::ToSchema;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
-    identity::LoggedIn,
+    identity::{Identity, LoggedIn},
 };
 
-#[derive(Serialize)]
+/// The way to a gateway.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ImConfig {
+    /// Good for one connection.
     token: String,
+    #[schema(value_type = u64)]
     user_id: UserId,
     /// In seconds.
     expires_in: u64,
@@ -30,15 +34,27 @@ pub(crate) struct ImConfig {
 }
 
 /// Answers whoever is logged in, while a gateway lives.
+#[utoipa::path(post, path = "/im/getImConfig", tag = "im", security(("login" = [])), responses(
+    (status = 200, description = "code 200, or 401, or 501 when no gateway lives", body = Body<ImConfig>),
+))]
 pub(crate) async fn im_config(
     State(edge): State<Arc<Edge>>,
     LoggedIn(who): LoggedIn,
 ) -> Result<Answer<ImConfig>, Refused> {
+    ticket_for(&edge, edge.app, &who).await.map(Answer)
+}
+
+/// A ticket for one connection of a user, and a gateway to use it at.
+pub(crate) async fn ticket_for(
+    edge: &Edge,
+    app: AppId,
+    who: &Identity,
+) -> Result<ImConfig, Refused> {
     let gateway = least_loaded(edge.gateways.live());
     let gateway = gateway.ok_or_else(|| Refused::new(501, "暂无可用的IM服务器"))?;
-    let profile = edge.profile(&who).await;
+    let profile = edge.profile(who).await;
     let ticket = Ticket {
-        app: edge.app,
+        app,
         user: who.user,
         nick_name: profile.nick_name,
         avatar: profile.avatar,
@@ -49,13 +65,13 @@ pub(crate) async fn im_config(
         error!(user = %who.user, error = &error as &dyn std::error::Error, "ticket not signed");
         Refused::system()
     })?;
-    Ok(Answer(ImConfig {
+    Ok(ImConfig {
         token: token.expose().to_owned(),
         user_id: who.user,
         expires_in: edge.token_ttl.as_secs(),
         ws_im_server_address: gateway.ws,
         tcp_im_server_address: gateway.tcp,
-    }))
+    })
 }
 
 /// One that stays, with the fewest connections. Which of equals is left to

@@ -5,10 +5,16 @@ use std::sync::Arc;
 use axum::extract::State;
 use serde::Serialize;
 
-use crate::{answer::Answer, edge::Edge, identity::Caller};
+use utoipa::ToSchema;
+
+use crate::{
+    answer::{Answer, Body},
+    edge::Edge,
+    identity::Caller,
+};
 
 /// Somebody who is not logged in is user 0 without a name, as the seed has it.
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct HomePage {
     login_status: bool,
@@ -19,6 +25,9 @@ pub(crate) struct HomePage {
 }
 
 /// Answers anybody.
+#[utoipa::path(post, path = "/home/initPage", tag = "user", responses(
+    (status = 200, description = "Who one is; anybody may ask", body = Body<HomePage>),
+))]
 pub(crate) async fn init_page(
     State(edge): State<Arc<Edge>>,
     Caller(caller): Caller,

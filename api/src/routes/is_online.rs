@@ -6,13 +6,18 @@ use axum::extract::State;
 use tracing::warn;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
     identity::LoggedIn,
     params::Params,
 };
 
 /// Answers whoever is logged in.
+#[utoipa::path(post, path = "/im/isOnline", tag = "im", security(("login" = [])), params(
+    ("userId" = u64, Query, description = "About whom"),
+), responses(
+    (status = 200, description = "Whether the user has a connection", body = Body<bool>),
+))]
 pub(crate) async fn is_online(
     State(edge): State<Arc<Edge>>,
     LoggedIn(_): LoggedIn,

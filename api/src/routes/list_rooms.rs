@@ -8,9 +8,10 @@ use qiyu_nats::{
     command::{ListRooms, RoomView},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
     params::Params,
 };
@@ -18,18 +19,20 @@ use crate::{
 /// Rows on one page.
 const PAGE_SIZE_MAX: u32 = 100;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page {
     list: Vec<Row>,
     has_next: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Row {
+pub(crate) struct Row {
+    #[schema(value_type = u64)]
     id: RoomId,
     room_name: String,
+    #[schema(value_type = u64)]
     anchor_id: UserId,
     watch_num: u64,
     good_num: u64,
@@ -50,6 +53,13 @@ impl From<RoomView> for Row {
 }
 
 /// Answers anybody.
+#[utoipa::path(post, path = "/living/list", tag = "living", params(
+    ("type" = u8, Query, description = "1 or 2"),
+    ("page" = u32, Query, description = "From 1"),
+    ("pageSize" = u32, Query, description = "1 to 100"),
+), responses(
+    (status = 200, description = "Open rooms, newest first; anybody may ask", body = Body<Page>),
+))]
 pub(crate) async fn list_rooms(
     State(edge): State<Arc<Edge>>,
     params: Params,

@@ -11,9 +11,10 @@ use qiyu_nats::UserId;
 use rand::Rng;
 use serde::Serialize;
 use tracing::warn;
+use utoipa::ToSchema;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
     identity::{COOKIE, Identity},
     params::Params,
@@ -25,9 +26,10 @@ const LOGIN_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Guests' ids: far above anything typed by hand, and exact in JavaScript.
 const GUESTS: std::ops::Range<u64> = 1_000_000_000_001..1 << 53;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Who {
+pub(crate) struct Who {
+    #[schema(value_type = u64)]
     user_id: UserId,
     nick_name: String,
     avatar: String,
@@ -39,6 +41,14 @@ struct Who {
 const TOKEN: HeaderName = HeaderName::from_static("x-qiyu-token");
 
 /// Logs in as the user of the given id, or as a new guest.
+#[utoipa::path(post, path = "/user/login", tag = "user", params(
+    ("userId" = Option<u64>, Query, description = "Absent: a guest is made"),
+    ("nickName" = Option<String>, Query, description = "Up to 35 characters"),
+    ("avatar" = Option<String>, Query, description = "An http(s) URL or a path"),
+    ("vip" = Option<bool>, Query, description = "May open rooms"),
+), responses(
+    (status = 200, description = "Sets the cookie qytk; code 403 unless dev_login is on", body = Body<Who>),
+))]
 pub(crate) async fn login(
     State(edge): State<Arc<Edge>>,
     params: Params,

@@ -11,7 +11,7 @@ use qiyu_nats::{
 use tracing::warn;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
     identity::LoggedIn,
     messages::{Message, MessagePage, page_size},
@@ -19,6 +19,12 @@ use crate::{
 };
 
 /// Answers whoever is logged in, about their own.
+#[utoipa::path(post, path = "/im/offline/pull", tag = "im", security(("login" = [])), params(
+    ("after" = Option<u64>, Query, description = "Only messages with a msgId over this one"),
+    ("limit" = Option<u32>, Query, description = "1 to 100; absent: 50"),
+), responses(
+    (status = 200, description = "1:1 messages the caller has not acknowledged, oldest first", body = Body<MessagePage>),
+))]
 pub(crate) async fn offline_pull(
     State(edge): State<Arc<Edge>>,
     LoggedIn(who): LoggedIn,

@@ -5,22 +5,31 @@ use std::sync::Arc;
 use axum::extract::State;
 use qiyu_nats::{RoomId, command::OpenRoom};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::{
-    answer::{Answer, Refused},
+    answer::{Answer, Body, Refused},
     edge::Edge,
     identity::LoggedIn,
     params::Params,
     profile::is_avatar,
 };
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Started {
+    #[schema(value_type = u64)]
     room_id: RoomId,
 }
 
 /// Needs the vip flag.
+#[utoipa::path(post, path = "/living/startingLiving", tag = "living", security(("login" = [])), params(
+    ("type" = u8, Query, description = "1 or 2"),
+    ("roomName" = Option<String>, Query, description = "Absent: made from the id of the anchor"),
+    ("covertImg" = Option<String>, Query, description = "Absent: the picture of the anchor"),
+), responses(
+    (status = 200, description = "The room, a new one or the one that is open; code 401, 403 without vip, 400", body = Body<Started>),
+))]
 pub(crate) async fn start_living(
     State(edge): State<Arc<Edge>>,
     LoggedIn(who): LoggedIn,

@@ -43,7 +43,23 @@ impl Nats {
         self.asks(&format!("$JS.API.DIRECT.GET.{stream}"), &wanted).await
     }
 
+    /// Calls a micro service: its answer in JSON, or the code it refuses with.
+    pub(crate) async fn calls(&mut self, subject: &str, body: &Value) -> Result<Value, String> {
+        let (headers, answer) = self.exchange(subject, &body.to_string()).await;
+        let refusal =
+            headers.lines().find_map(|line| line.strip_prefix("Nats-Service-Error-Code:"));
+        match refusal {
+            Some(code) => Err(code.trim().to_owned()),
+            None => Ok(serde_json::from_slice(&answer).expect("an answer in JSON")),
+        }
+    }
+
     async fn asks(&mut self, subject: &str, payload: &str) -> Vec<u8> {
+        self.exchange(subject, payload).await.1
+    }
+
+    /// The headers and the body of the answer.
+    async fn exchange(&mut self, subject: &str, payload: &str) -> (String, Vec<u8>) {
         let length = payload.len();
         self.says(&format!("PUB {subject} _INBOX.story {length}\r\n{payload}\r\n")).await;
         loop {
@@ -61,7 +77,8 @@ impl Nats {
             };
             let mut message = vec![0; total + 2];
             self.0.read_exact(&mut message).await.expect("the message is there");
-            return message[headers..total].to_vec();
+            let text = String::from_utf8_lossy(&message[..headers]).into_owned();
+            return (text, message[headers..total].to_vec());
         }
     }
 

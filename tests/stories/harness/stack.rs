@@ -187,6 +187,11 @@ impl Stack {
         self.home.path().join("data").display().to_string()
     }
 
+    /// What no log may show.
+    pub(crate) fn keeps_secret(&self, secret: &str) {
+        self.site.keeps_secret(secret);
+    }
+
     /// Everything logged so far.
     pub(crate) fn log(&self) -> String {
         self.parts.iter().map(|part| part.process.log()).collect()
