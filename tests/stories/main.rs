@@ -17,6 +17,7 @@ mod delivery;
 mod edge;
 mod faults;
 mod frames;
+mod moderation;
 mod order;
 mod page;
 mod presence;

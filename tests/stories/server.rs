@@ -219,3 +219,60 @@ async fn the_same_calls_are_answered_over_the_bus() {
     assert_eq!(nats.calls("qiyu.server.send", &json!([])).await, Err("400".to_owned()));
     stack.stop().await;
 }
+
+/// Every command of the page, run as it stands there.
+#[tokio::test]
+async fn the_commands_of_the_page_work() {
+    let stack = with_key().await;
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/API.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let blocks: Vec<&str> =
+        page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), 3, "one for each way to ask");
+    let script = blocks.join("").replace("127.0.0.1:8080", &stack.http());
+    let home = tempfile::tempdir().unwrap();
+    let run = tokio::process::Command::new("bash")
+        .args(["-euo", "pipefail", "-c", &script])
+        .env("KEY", KEY)
+        .current_dir(home.path())
+        .output();
+    let output = tokio::time::timeout(PATIENCE * 3, run).await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let mut codes = serde_json::Deserializer::from_str(&said).into_iter::<Value>();
+    let answers: Vec<Value> = codes.by_ref().map(|answer| answer.unwrap()).collect();
+    assert_eq!(
+        answers.len(),
+        script.matches("curl -fsS -").count() - 1 + script.matches("\nserver ").count()
+    );
+    for answer in &answers {
+        assert!(answer["code"].is_null() || answer["code"] == 200, "{answer}");
+    }
+    stack.stop().await;
+}
+
+/// The example is a program of its own, built with the tests.
+#[tokio::test]
+async fn a_gift_service_of_a_page_reads_the_log_and_answers() {
+    let stack = with_key().await;
+    let room = stack.room().await;
+    let [ann, mut bob] = stack.browsers(&room, ["ann", "bob"]).await;
+    let gift = format!(r#"{{"roomId":{room},"gift":"rose"}}"#);
+    let body = json!({ "bizCode": 7001, "data": gift, "clientMsgId": fresh_id() });
+    ann.sends(1003, body); // before the service is there
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_qiyu")).with_file_name("examples");
+    let program = program.join("gifts");
+    assert!(program.exists(), "{program:?} is built by `cargo build --examples`");
+    let url = std::fs::read_to_string(std::path::Path::new(&stack.data_dir()).join("nats.url"));
+    let service = tokio::process::Command::new(program)
+        .arg(url.unwrap().trim())
+        .stdout(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .spawn();
+    let mut service = service.unwrap();
+    let told = bob.is_told(7001).await;
+    let told: Value = serde_json::from_str(told["data"].as_str().unwrap()).unwrap();
+    assert_eq!(told, json!({ "gift": "rose", "from": ann.person.id }));
+    service.kill().await.unwrap();
+    stack.stop().await;
+}

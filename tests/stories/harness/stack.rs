@@ -187,6 +187,11 @@ impl Stack {
         self.home.path().join("data").display().to_string()
     }
 
+    /// The `host:port` that serves the page.
+    pub(crate) fn http(&self) -> String {
+        self.site.door().http
+    }
+
     /// What no log may show.
     pub(crate) fn keeps_secret(&self, secret: &str) {
         self.site.keeps_secret(secret);
