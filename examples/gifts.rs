@@ -68,7 +68,7 @@ async fn main() -> anyhow::Result<()> {
         ..Default::default()
     };
     let mut gifts = log.get_or_create_consumer("gifts", consumer).await?.messages().await?;
-    println!("waiting for gifts");
+    eprintln!("waiting for gifts");
     while let Some(gift) = gifts.next().await {
         let Ok(gift) = gift else { continue }; // it is delivered again
         let place = gift.info().map_err(anyhow::Error::from_boxed)?.stream_sequence;
