@@ -2,6 +2,7 @@
 
 mod http;
 mod ops;
+mod rebuild;
 mod run;
 mod settings;
 mod up;
@@ -61,6 +62,11 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
             let roles = roles(arguments);
             main_thread(async |stop| Box::pin(run::run(&roles, settings, &stop)).await)
         }
+        "rebuild" => main_thread(async |stop| {
+            let rebuilding = Box::pin(rebuild::rebuild(settings));
+            // What was done stays done, and it can be done again.
+            stop.run_until_cancelled(rebuilding).await.unwrap_or(Ok(()))
+        }),
         "fetch-nats" => {
             let found = server::find(settings.nats_server.as_deref(), &mut note)?;
             say(&found.path.to_string_lossy());
@@ -179,6 +185,10 @@ fn command() -> Command {
         .arg(print_config)
         .subcommand(Command::new("up").about("Run everything in this process (the default)"))
         .subcommand(Command::new("run").about("Run some roles on an existing NATS").arg(roles))
+        .subcommand(
+            Command::new("rebuild")
+                .about("Make the tables about rooms anew from the log; the system may run"),
+        )
         .subcommand(
             Command::new("fetch-nats")
                 .about("Find a nats-server or fetch the pinned one, and print its path"),

@@ -258,9 +258,6 @@ impl System {
         }
         let bus = Bus::connect(&bus_config(settings, &foundation)).await?;
         bus.provision().await?;
-        if settings.redis_url.is_some() {
-            warn!("QIYU_REDIS_URL has no effect yet: caches are inside the process");
-        }
         let mut registry = Registry::default();
         let mut roles = roles.to_vec();
         // A gateway comes last: whoever connects finds everything else there.
@@ -505,6 +502,7 @@ fn gateway_config(
 fn living_config(settings: &Settings) -> qiyu_living::Config {
     qiyu_living::Config {
         database_url: settings.database_url.expose().to_owned(),
+        redis_url: settings.redis_url.clone(),
         apps: settings.apps.clone(),
         retain: settings.retain,
     }

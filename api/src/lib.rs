@@ -14,6 +14,7 @@
 //! **Start at** [`edge`] (what a request passes), then [`routes`] and [`server`].
 
 mod answer;
+mod database;
 mod describe;
 mod edge;
 mod identity;

@@ -1,13 +1,11 @@
 //! People's names and pictures.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use qiyu_nats::{UserId, bus, now_ms};
-use sqlx::{
-    Any, AnyPool, Executor, QueryBuilder, Row, SqlSafeStr,
-    any::AnyPoolOptions,
-    migrate::{MigrateError, Migration, MigrationType, Migrator},
-};
+use qiyu_nats::{UserId, now_ms};
+use sqlx::{Any, AnyPool, QueryBuilder, Row, migrate::MigrateError};
+
+use crate::database::{self, Reach};
 
 /// The column's width in `t_user`.
 pub(crate) const NAME_CHARS_MAX: usize = 35;
@@ -18,14 +16,8 @@ pub(crate) const AVATAR_DEFAULT: &str = "/assets/avatar.svg";
 /// Likewise.
 pub(crate) const BACKGROUND_DEFAULT: &str = "/assets/background.svg";
 
-/// Connections to the database. Profiles are one short read per answer.
-const CONNECTIONS_MAX: u32 = 8;
-/// How long a statement waits for a connection, and SQLite for its write lock.
-const BUSY_PATIENCE: Duration = Duration::from_secs(5);
-/// Two processes starting at once may both want to migrate; the loser finds it done.
-const MIGRATE_ATTEMPTS: u32 = 5;
-/// Its own table, because `living` keeps its tables in the same database.
-const MIGRATIONS_TABLE: &str = "_sqlx_migrations_api";
+/// How long a statement may take: SQLite's 5 s for its write lock, and a moment more.
+const STATEMENT_PATIENCE: Duration = Duration::from_secs(6);
 
 /// The profiles did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +48,12 @@ pub enum ProfileError {
         doing: &'static str,
         /// Why.
         source: sqlx::Error,
+    },
+    /// It was not asked: it could not be reached a moment ago.
+    #[error("{doing} in the table of users: the database is away")]
+    Away {
+        /// What was to be attempted.
+        doing: &'static str,
     },
 }
 
@@ -99,37 +97,13 @@ pub(crate) fn is_avatar(url: &str) -> bool {
 #[derive(Clone, Debug)]
 pub(crate) struct Profiles {
     pool: AnyPool,
+    reach: Arc<Reach>,
 }
 
 impl Profiles {
     /// Connects and migrates; makes a SQLite file and its directory if there is none.
     pub(crate) async fn open(url: &str) -> Result<Self, ProfileError> {
-        sqlx::any::install_default_drivers();
-        let shown = bus::shown(url);
-        if let Some(directory) = sqlite_directory(url) {
-            std::fs::create_dir_all(directory)
-                .map_err(|source| ProfileError::Directory { url: shown.clone(), source })?;
-        }
-        let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(BUSY_PATIENCE)
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    if connection.backend_name() == "SQLite" {
-                        // Waiting first: turning WAL on takes the write lock too.
-                        connection.execute("PRAGMA busy_timeout = 5000").await?;
-                        connection.execute("PRAGMA journal_mode = WAL").await?;
-                        // A power cut may take the last commits; names come again.
-                        connection.execute("PRAGMA synchronous = NORMAL").await?;
-                    }
-                    Ok(())
-                })
-            })
-            .connect(&creating(url))
-            .await
-            .map_err(|source| ProfileError::Connect { url: shown, source })?;
-        migrate(&pool).await.map_err(ProfileError::Migrate)?;
-        Ok(Self { pool })
+        Ok(Self { pool: database::open(url).await?, reach: Arc::default() })
     }
 
     /// The profiles of those who have one.
@@ -137,7 +111,11 @@ impl Profiles {
         &self,
         users: &[UserId],
     ) -> Result<HashMap<UserId, Profile>, ProfileError> {
-        let failed = |source| ProfileError::Statement { doing: "read profiles", source };
+        const DOING: &str = "read profiles";
+        if users.is_empty() {
+            return Ok(HashMap::new()); // MySQL knows no empty IN ()
+        }
+        let failed = |source| ProfileError::Statement { doing: DOING, source };
         let mut query = QueryBuilder::<Any>::new(
             "SELECT user_id, nick_name, avatar FROM t_user WHERE user_id IN (",
         );
@@ -146,7 +124,7 @@ impl Profiles {
             ids.push_bind(user.get().cast_signed()); // the bits are kept, so nothing is lost
         }
         query.push(")");
-        let rows = query.build().fetch_all(&self.pool).await.map_err(failed)?;
+        let rows = self.bounded(DOING, query.build().fetch_all(&self.pool)).await?;
         let mut found = HashMap::new();
         for row in rows {
             let id = row.try_get::<i64, _>("user_id").map_err(failed)?;
@@ -177,75 +155,48 @@ impl Profiles {
         .bind(profile.avatar.as_str())
         .bind(now)
         .bind(now)
-        .execute(&self.pool)
-        .await;
-        match inserted {
-            Ok(_) => Ok(()),
-            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+        .execute(&self.pool);
+        match self.bounded("insert a profile", inserted).await {
+            Err(ProfileError::Statement { source: sqlx::Error::Database(error), .. })
+                if error.is_unique_violation() =>
+            {
                 self.update(user, profile).await.map(drop) // another request was faster
             }
-            Err(source) => Err(ProfileError::Statement { doing: "insert a profile", source }),
+            done => done.map(drop),
         }
     }
 
     /// Whether there was a row to change.
     async fn update(&self, user: UserId, profile: &Profile) -> Result<bool, ProfileError> {
-        sqlx::query(
+        let updated = sqlx::query(
             "UPDATE t_user SET nick_name = ?, avatar = ?, update_time = ? WHERE user_id = ?",
         )
         .bind(profile.nick_name.as_str())
         .bind(profile.avatar.as_str())
         .bind(now_ms().cast_signed())
         .bind(user.get().cast_signed())
-        .execute(&self.pool)
-        .await
-        .map(|done| 0 < done.rows_affected())
-        .map_err(|source| ProfileError::Statement { doing: "update a profile", source })
+        .execute(&self.pool);
+        Ok(0 < self.bounded("update a profile", updated).await?.rows_affected())
     }
 
     pub(crate) async fn close(&self) {
         self.pool.close().await;
     }
-}
 
-async fn migrate(pool: &AnyPool) -> Result<(), MigrateError> {
-    let sql = include_str!("../migrations/0001_users.sql").into_sql_str();
-    let users = Migration::new(1, "users".into(), MigrationType::Simple, sql, false);
-    let mut migrator = Migrator::with_migrations(vec![users]);
-    migrator.dangerous_set_table_name(MIGRATIONS_TABLE);
-    let mut attempt = 1;
-    loop {
-        match migrator.run(pool).await {
-            Err(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..))
-                if attempt < MIGRATE_ATTEMPTS =>
-            {
-                attempt += 1;
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            done => return done,
+    /// A failed statement, or one that is not answered: it may have been carried out.
+    async fn bounded<T>(
+        &self,
+        doing: &'static str,
+        statement: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, ProfileError> {
+        if !self.reach.may_ask() {
+            return Err(ProfileError::Away { doing });
         }
+        let done = tokio::time::timeout(STATEMENT_PATIENCE, statement).await;
+        let done = done.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        self.reach.learn(done.as_ref().err());
+        done.map_err(|source| ProfileError::Statement { doing, source })
     }
-}
-
-/// SQLite only makes a missing file when told to.
-fn creating(url: &str) -> String {
-    match url.split_once('?') {
-        _ if !url.starts_with("sqlite:") => url.to_owned(),
-        Some((_, query)) if query.contains("mode=") => url.to_owned(),
-        Some(_) => format!("{url}&mode=rwc"),
-        None => format!("{url}?mode=rwc"),
-    }
-}
-
-/// Where a SQLite file lies. `None`: it is no file, or lies right here.
-fn sqlite_directory(url: &str) -> Option<&Path> {
-    let path = url.strip_prefix("sqlite:")?;
-    let path = path.strip_prefix("//").unwrap_or(path);
-    let path = path.split_once('?').map_or(path, |(path, _)| path);
-    if path.starts_with(':') {
-        return None;
-    }
-    Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty())
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ pub struct Config {
     pub http_rate: f64,
     /// Requests at once, likewise.
     pub http_burst: u32,
-    /// `sqlite://…`; the file and its directory are made.
+    /// `sqlite://…` (the file and its directory are made), `mysql://…` or `mariadb://…`.
     pub database_url: String,
     /// What tickets are signed with; gateways have the same.
     pub ticket_key: TicketKey,

@@ -128,6 +128,9 @@ struct Room {
     /// Connections of each user inside, through whatever gateway.
     inside: HashMap<UserId, u32>,
     good_num: u64,
+    /// The most users that were ever inside at once.
+    #[serde(default)]
+    peak: u64,
     /// Members of gateways that died a short while ago.
     departed: Vec<Departed>,
     /// Messages kept a while for users who may come back.
@@ -412,7 +415,10 @@ impl Fold {
     /// Users inside a room, each once, and its likes; `None` if it is closed or was never known.
     pub fn counts(&self, app: AppId, room: RoomId) -> Option<RoomCounts> {
         let room = self.rooms.get(&(app, room)).filter(|room| room.closed.is_none())?;
-        Some(RoomCounts { watch_num: room.inside.len() as u64, good_num: room.good_num })
+        let watch_num = room.inside.len() as u64;
+        // A snapshot of an older build has no peak, and people inside.
+        let peak = Some(room.peak.max(watch_num));
+        Some(RoomCounts { watch_num, good_num: room.good_num, peak })
     }
 
     /// The gateways that hold members of a room.
@@ -527,6 +533,7 @@ impl Fold {
                     let member = Member { user, joined: position, resumed };
                     if members.connections.insert(connection, member).is_none() {
                         *room.inside.entry(user).or_default() += 1;
+                        room.peak = room.peak.max(room.inside.len() as u64);
                     }
                     for (msg_id, sends) in room.take_owed(user, at_ms) {
                         // What was asked for by a resume has come with it.
@@ -1154,7 +1161,7 @@ mod tests {
         let a = gateway("a", 1);
         let (app, room) = (app(), room());
         log.moves(&a, &[joined(1, 1)]);
-        let closing = Event::RoomClosed { app, room, by: None };
+        let closing = Event::RoomClosed { app, room, by: None, peak: None, good_num: None };
         let told = log.folds(closing.clone());
         assert!(matches!(
             &told[..],
@@ -1245,7 +1252,7 @@ mod tests {
         assert_eq!(abandoned(&log), 0);
         log.folds(Event::GatewayGone { gateway: a });
         assert_eq!(abandoned(&log), 1, "with the gateway");
-        log.folds(Event::RoomClosed { app, room, by: None });
+        log.folds(Event::RoomClosed { app, room, by: None, peak: None, good_num: None });
         assert_eq!(abandoned(&log), 0);
     }
 
@@ -1286,7 +1293,7 @@ mod tests {
         log.fold.forget(log.seq + MEASURE_KEPT_MS + 1);
         assert!(log.fold.measures.is_empty());
         assert!(log.fold.rooms[&(app, room)].measures[&user].is_muted(0), "it holds for ever");
-        log.folds(Event::RoomClosed { app, room, by: None });
+        log.folds(Event::RoomClosed { app, room, by: None, peak: None, good_num: None });
         assert!(log.fold.rooms[&(app, room)].measures.is_empty());
     }
 

@@ -75,7 +75,7 @@ impl Viewers {
                 debug!(%room, error = %chain(&error), "counts not written, they will be with the next change");
                 self.told.remove(&(app, room));
             }
-            let RoomCounts { watch_num, good_num } = counts;
+            let RoomCounts { watch_num, good_num, .. } = counts;
             let before = before.unwrap_or_default();
             let mut notices = Vec::new();
             if before.watch_num != watch_num {

@@ -15,7 +15,10 @@ use qiyu_nats::{
 };
 use tracing::{info, warn};
 
-use crate::project::{Closing, ProjectError, Rooms, Standing};
+use crate::{
+    project::{Closing, ProjectError, Rooms},
+    standing::Standing,
+};
 
 /// How long the closing may take to be stored.
 const APPEND_DEADLINE: Duration = Duration::from_secs(5);
@@ -81,7 +84,10 @@ async fn end(
     room: RoomId,
     by: Option<UserId>,
 ) -> Result<(), CloseError> {
-    let record = Record::now(Event::RoomClosed { app, room, by });
+    // As last told, at most a second ago; in the event, so that every record says the same.
+    let counts = rooms.counts(app, room);
+    let (peak, good_num) = (counts.peak, Some(counts.good_num));
+    let record = Record::now(Event::RoomClosed { app, room, by, peak, good_num });
     let subject = subject::room(app, room, RoomKind::Closed);
     // A key of this call alone: with a shared one every parallel closer would
     // be told that its closing is stored, as a repeat.
@@ -92,7 +98,8 @@ async fn end(
         Err(AppendError::Taken { .. }) => return Err(CloseError::NotTheirs { room }),
         Err(source) => return Err(CloseError::Append { room, source }),
     };
-    let closing = Closing { app, room, closed, closed_at_ms: record.at_ms };
+    let closed_at_ms = record.at_ms;
+    let closing = Closing { app, room, closed, closed_at_ms, peak, good_num };
     if let Err(error) = rooms.closed(closing).await {
         // It is closed whatever fails here, and the replay finishes the work.
         warn!(%room, error = &error as &dyn std::error::Error, "closing not projected at once");

@@ -11,21 +11,33 @@
 //!
 //! **Writes** `im.in.…room.<room>.opened|closed`, `….measures`, stream `IM_IDS`,
 //! buckets `rooms`, `anchors` and `measures`, tables `t_living_room`, `t_living_room_record` and
-//! `t_living_position`; tells gateways that a room has ended.
+//! `t_living_position`, Redis keys `qiyu-live-living-provider:…`; tells gateways that a room has ended.
 //!
 //! **Start at** [`open`], then [`close`]; [`project`] is what both leave behind.
 
+mod cache;
 mod close;
+mod database;
 mod find;
+mod flight;
 mod list;
 mod metrics;
 mod moderate;
 mod open;
 mod project;
+mod rebuild;
 mod replay;
 mod room;
+#[cfg(test)]
+#[allow(dead_code)] // the stories use all of it
+#[path = "../../tests/stories/harness/servers.rs"]
+mod servers;
 mod service;
+mod shared;
+mod standing;
 mod store;
 
+pub use cache::CacheError;
+pub use rebuild::{FactError, RebuildError, Rebuilt, rebuild};
 pub use service::{Config, Living, StartError};
 pub use store::StoreError;

@@ -1,11 +1,12 @@
 //! The list people see: newest first, from memory.
 //!
-//! Read from the tables every second, and changed at once by what this process
-//! opens and closes. A reading that began before such a change must not undo
-//! it: changes since the reading began are applied again on top of it.
+//! Read anew every second, and changed at once by what this process opens,
+//! closes or hears of from the log. A reading that began before such a change
+//! must not undo it, though it may be another process's and a while old:
+//! changes of the last seconds are applied again on top of it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
+    cache::Cache,
+    metrics::Metrics,
     project::Rooms,
     room::{ROOM_TYPES, Room},
     store::{Store, StoreError},
@@ -31,21 +34,29 @@ pub(crate) const LISTED_MAX: u32 = 1000;
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// A list older than this means that the database is away.
 const STALE_AFTER: Duration = Duration::from_secs(10);
+/// How long a change is applied on top of what is read: longer than a shared
+/// list may be old (10 s) and a reading may take.
+const CHANGES_KEPT: Duration = Duration::from_secs(20);
+/// Changes kept at most. Beyond them a list may be wrong for a second.
+const CHANGES_MAX: usize = 10_000;
 /// Rooms on one page.
 const PAGE_SIZE_MAX: u32 = 100;
 
-/// Every list, by app and type.
+/// Lists by app and type, newest first.
+pub(crate) type Listed = HashMap<(AppId, u8), Vec<Arc<Room>>>;
+
+/// Every list.
 #[derive(Debug)]
 pub(crate) struct Lists {
-    apps: Vec<AppId>,
+    keys: Vec<(AppId, u8)>,
     held: Mutex<Held>,
 }
 
 #[derive(Debug)]
 struct Held {
-    lists: HashMap<(AppId, u8), Vec<Arc<Room>>>,
-    /// What happened here since the last reading began.
-    since: Vec<Change>,
+    lists: Listed,
+    /// What happened lately, oldest first.
+    changes: VecDeque<(Instant, Change)>,
     refreshed: Instant,
 }
 
@@ -56,17 +67,19 @@ enum Change {
 }
 
 impl Lists {
-    pub(crate) fn new(apps: Vec<AppId>) -> Self {
-        let (lists, since) = (HashMap::new(), Vec::new());
-        Self { apps, held: Mutex::new(Held { lists, since, refreshed: Instant::now() }) }
+    pub(crate) fn new(apps: &[AppId]) -> Self {
+        let of = |&app: &AppId| ROOM_TYPES.map(|room_type| (app, room_type));
+        let (lists, changes) = (Listed::new(), VecDeque::new());
+        let held = Mutex::new(Held { lists, changes, refreshed: Instant::now() });
+        Self { keys: apps.iter().flat_map(of).collect(), held }
     }
 
-    /// A room opened; its row is written already.
+    /// A room opened.
     pub(crate) fn opened(&self, room: Room) {
         self.change(Change::Opened(Arc::new(room)));
     }
 
-    /// A room closed; its row is gone already.
+    /// A room closed.
     pub(crate) fn closed(&self, app: AppId, room: RoomId) {
         self.change(Change::Closed(app, room));
     }
@@ -74,21 +87,34 @@ impl Lists {
     fn change(&self, change: Change) {
         let mut held = self.held.lock();
         apply(&mut held.lists, &change);
-        held.since.push(change);
+        if CHANGES_MAX <= held.changes.len() {
+            held.changes.pop_front();
+        }
+        held.changes.push_back((Instant::now(), change));
     }
 
     /// Reads every list anew. The old ones stay if that fails.
-    pub(crate) async fn refresh(&self, store: &Store) -> Result<(), StoreError> {
-        self.held.lock().since.clear(); // their rows are in what is read from here on
-        let mut fresh = HashMap::new();
-        for &app in &self.apps {
-            for room_type in ROOM_TYPES {
+    pub(crate) async fn refresh(
+        &self,
+        cache: &Cache,
+        store: &Store,
+        metrics: &Metrics,
+    ) -> Result<(), StoreError> {
+        let read = async {
+            let mut lists = Listed::new();
+            for &(app, room_type) in &self.keys {
                 let rooms = store.newest(app, room_type, LISTED_MAX).await?;
-                fresh.insert((app, room_type), rooms.into_iter().map(Arc::new).collect());
+                lists.insert((app, room_type), rooms.into_iter().map(Arc::new).collect());
             }
-        }
+            Ok(lists)
+        };
+        let mut fresh = cache.lists(&self.keys, metrics, read).await?;
         let mut held = self.held.lock();
-        for change in &held.since {
+        let is_over = |(since, _): &(Instant, Change)| CHANGES_KEPT < since.elapsed();
+        while held.changes.front().is_some_and(is_over) {
+            held.changes.pop_front();
+        }
+        for (_, change) in &held.changes {
             apply(&mut fresh, change);
         }
         held.lists = fresh;
@@ -116,7 +142,7 @@ pub(crate) async fn keep_fresh(rooms: Arc<Rooms>, stop: CancellationToken) {
     let mut every = tokio::time::interval(REFRESH_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(every.tick()).await.is_some() {
-        if let Err(error) = rooms.lists.refresh(&rooms.store).await {
+        if let Err(error) = rooms.lists.refresh(&rooms.cache, &rooms.store, &rooms.metrics).await {
             rooms.metrics.refreshes_failed.inc();
             warn!(
                 error = &error as &dyn std::error::Error,
@@ -147,7 +173,7 @@ fn page<T>(rows: &[T], page: u32, size: u32) -> (&[T], bool) {
     (&rows[start..end.min(rows.len())], end < rows.len())
 }
 
-fn apply(lists: &mut HashMap<(AppId, u8), Vec<Arc<Room>>>, change: &Change) {
+fn apply(lists: &mut Listed, change: &Change) {
     match change {
         Change::Opened(room) => {
             let list = lists.entry((room.app, room.room_type)).or_default();
@@ -213,7 +239,7 @@ mod tests {
 
     #[test]
     fn what_is_opened_here_stands_in_its_place_once() {
-        let lists = Lists::new(vec![]);
+        let lists = Lists::new(&[]);
         for id in [5, 9, 7, 9] {
             lists.opened(room(id));
         }
@@ -227,11 +253,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/rooms.db", directory.path().display());
         let store = Store::open(&url).await.unwrap();
-        let lists = Lists::new(vec![room(1).app]);
+        let lists = Lists::new(&[room(1).app]);
         store.insert(&room(1)).await.unwrap();
 
         // A reading that has begun: its rows are from before room 2 opened and room 1 closed.
-        let reading = lists.refresh(&store);
+        let (cache, metrics) = (Cache::InProcess, Metrics::default());
+        let reading = lists.refresh(&cache, &store, &metrics);
         tokio::pin!(reading);
         assert!(futures_util::poll!(reading.as_mut()).is_pending());
         lists.opened(room(2));
@@ -242,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_list_never_grows_over_its_limit() {
-        let lists = Lists::new(vec![]);
+        let lists = Lists::new(&[]);
         for id in 1..=u64::from(LISTED_MAX) + 3 {
             lists.opened(room(id));
         }

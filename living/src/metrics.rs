@@ -1,6 +1,10 @@
 //! Every number this crate counts.
 
-use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
 
 /// The counters. A doc comment is the help text.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +21,39 @@ pub(crate) struct Metrics {
     pub(crate) refreshes_failed: Counter,
     /// Attempts to apply an event of the log that failed and were repeated.
     pub(crate) replays_failed: Counter,
+    /// Rooms answered for without the database, which was away.
+    pub(crate) found_without_database: Counter,
+    /// Questions to the shared cache, by what was asked and how that ended.
+    pub(crate) cache: Family<CacheLabel, Counter>,
+}
+
+/// Label of [`Metrics::cache`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct CacheLabel {
+    pub(crate) what: What,
+    pub(crate) outcome: Outcome,
+}
+
+/// What the shared cache was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum What {
+    /// One room.
+    Room,
+    /// The lists.
+    List,
+}
+
+/// How a question to the shared cache ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Outcome {
+    /// It knew.
+    Hit,
+    /// It did not; the database was read.
+    Miss,
+    /// It did not answer, or not as it should; the database was read.
+    Failed,
+    /// It was not asked, because it had failed a moment before; likewise.
+    Skipped,
 }
 
 impl Metrics {
@@ -53,6 +90,21 @@ impl Metrics {
             "Attempts to apply an event of the log that failed and were repeated",
             metrics.replays_failed.clone(),
         );
+        living.register(
+            "found_without_database",
+            "Rooms answered for without the database, which was away",
+            metrics.found_without_database.clone(),
+        );
+        living.register(
+            "cache_questions",
+            "Questions to the shared cache, by what was asked and how that ended",
+            metrics.cache.clone(),
+        );
         metrics
+    }
+
+    /// A question to the shared cache has ended.
+    pub(crate) fn asked(&self, what: What, outcome: Outcome) {
+        self.cache.get_or_create(&CacheLabel { what, outcome }).inc();
     }
 }

@@ -18,7 +18,10 @@ use qiyu_nats::{
 };
 use tracing::{info, warn};
 
-use crate::project::{ProjectError, Rooms, Standing};
+use crate::{
+    project::{ProjectError, Rooms},
+    standing::Standing,
+};
 
 /// How long an event may take to be stored.
 const APPEND_DEADLINE: Duration = Duration::from_secs(5);

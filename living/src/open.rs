@@ -22,8 +22,9 @@ use qiyu_nats::{
 use tracing::{error, info, warn};
 
 use crate::{
-    project::{ProjectError, Rooms, Standing},
+    project::{ProjectError, Rooms},
     room::{Claim, ROOM_TYPES, Room, claim_key},
+    standing::Standing,
 };
 
 /// A claim this old without an opening was left by a process that died.
@@ -85,7 +86,7 @@ pub(crate) async fn open(rooms: &Rooms, asked: OpenRoom) -> Result<RoomId, OpenE
             match rooms.standing(asked.app, claim.room).await.map_err(OpenError::Project)? {
                 Standing::Open(room) => {
                     // Its opener may still be at it, or dead: then this finishes the work.
-                    rooms.opened(&room).await.map_err(OpenError::Project)?;
+                    show(rooms, &room).await?;
                     return Ok(room.room);
                 }
                 Standing::Closed => {} // its closer has not released it yet
@@ -166,8 +167,21 @@ async fn claim_and_open(
         opened,
         opened_at_ms: record.at_ms,
     };
-    rooms.opened(&room).await.map_err(OpenError::Project)?;
+    show(rooms, &room).await?;
     Ok(Some(id))
+}
+
+/// Makes the room visible. It is open without its row, which the replay writes
+/// as soon as the database is back.
+async fn show(rooms: &Rooms, room: &Room) -> Result<(), OpenError> {
+    match rooms.opened(room).await {
+        Err(error @ ProjectError::Store { .. }) => {
+            let error = &error as &dyn std::error::Error;
+            warn!(room = %room.room, error, "opening not in the tables at once");
+            Ok(())
+        }
+        shown => shown.map_err(OpenError::Project),
+    }
 }
 
 /// Whether nobody will open a room under this claim any more. Another machine's
@@ -190,7 +204,7 @@ async fn give_back(rooms: &Rooms, key: &str, revision: u64) {
 
 /// Closes a room that should not have opened. The replay clears up behind it.
 async fn undo(rooms: &Rooms, app: AppId, room: RoomId) -> Result<(), OpenError> {
-    let record = Record::now(Event::RoomClosed { app, room, by: None });
+    let record = Record::now(Event::RoomClosed { app, room, by: None, peak: None, good_num: None });
     let subject = subject::room(app, room, RoomKind::Closed);
     let key = format!("undone:{app}.{room}");
     match rooms.bus.append(subject, &record, &key, Condition::First, APPEND_DEADLINE).await {

@@ -13,22 +13,25 @@ use std::time::Duration;
 
 use qiyu_nats::{
     AppId, Bus, MsgId, RoomId, UserId,
-    bucket::{Bucket, BucketError, Mirror, Slot},
+    bucket::{Bucket, BucketError, Mirror},
     codec::{self, EncodeError},
     event::{Event, Record},
-    log::ReadError,
+    log::{LogEntry, ReadError},
     measure::Taken,
     room::{self, RoomCounts, RoomEntry},
-    subject::{self, RoomKind},
+    service::Refusal,
 };
 use qiyu_presence::Gateways;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::{
+    cache::Cache,
+    flight::Flights,
     list::Lists,
     metrics::Metrics,
     moderate::{self, MeasureError, Step},
     room::{Claim, Room, claim_key},
+    standing::{Facts, Standing},
     store::{Store, StoreError},
 };
 
@@ -36,7 +39,11 @@ use crate::{
 pub(crate) struct Rooms {
     pub(crate) bus: Bus,
     pub(crate) apps: Vec<AppId>,
+    pub(crate) facts: Facts,
     pub(crate) store: Store,
+    pub(crate) cache: Cache,
+    /// Looks at single rooms under way.
+    pub(crate) looks: Flights<(AppId, RoomId), Result<Option<Room>, Refusal>>,
     pub(crate) entries: Bucket,
     pub(crate) anchors: Bucket,
     pub(crate) watch: Mirror,
@@ -65,17 +72,6 @@ pub(crate) enum ProjectError {
     Encode { room: RoomId, source: EncodeError },
 }
 
-/// What the log and the bucket know of a room.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Standing {
-    /// It is open.
-    Open(Room),
-    /// It is over.
-    Closed,
-    /// Nobody has opened it, or the log has forgotten all about it.
-    Unheard,
-}
-
 /// A closing, as the log tells it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Closing {
@@ -83,6 +79,24 @@ pub(crate) struct Closing {
     pub(crate) room: RoomId,
     pub(crate) closed: MsgId,
     pub(crate) closed_at_ms: u64,
+    /// The most users inside at once. `None`: the closer did not know.
+    pub(crate) peak: Option<u64>,
+    /// Likes, likewise.
+    pub(crate) good_num: Option<u64>,
+}
+
+impl Closing {
+    /// The closing of a room that this entry of the log is. One whose details
+    /// cannot be read has ended the room all the same.
+    pub(crate) fn at(app: AppId, room: RoomId, entry: &LogEntry) -> Self {
+        let record = entry.record().ok();
+        let closed_at_ms = record.as_ref().map_or(0, |record| record.at_ms);
+        let (peak, good_num) = match record.map(|record| record.event) {
+            Some(Event::RoomClosed { peak, good_num, .. }) => (peak, good_num),
+            _ => (None, None),
+        };
+        Self { app, room, closed: entry.msg_id(), closed_at_ms, peak, good_num }
+    }
 }
 
 impl Rooms {
@@ -92,43 +106,13 @@ impl Rooms {
         counts.and_then(|counts| codec::decode(&counts).ok()).unwrap_or_default()
     }
 
-    /// Asks the log first, because it decides; the bucket, because it remembers a
-    /// room that has been open for longer than the log reaches back.
+    /// What the log and the bucket know of a room.
     pub(crate) async fn standing(
         &self,
         app: AppId,
         room: RoomId,
     ) -> Result<Standing, ProjectError> {
-        let log = |source| ProjectError::Log { room, source };
-        let closed = subject::room(app, room, RoomKind::Closed);
-        if self.bus.read_last(&closed).await.map_err(log)?.is_some() {
-            return Ok(Standing::Closed);
-        }
-        let slot = self.entries.read(&room::key(app, room)).await;
-        let slot = slot.map_err(|source| ProjectError::Bucket { room, source })?;
-        match slot {
-            Slot { value: Some(value), .. } => {
-                if let Ok(entry) = codec::decode::<RoomEntry>(&value) {
-                    return Ok(Standing::Open(Room::of_entry(app, room, entry)));
-                }
-                error!(%room, "entry of the bucket rooms cannot be read");
-            }
-            Slot { revision: 0, value: None } => {}
-            Slot { value: None, .. } => return Ok(Standing::Closed),
-        }
-        Ok(self.opening(app, room).await?.map_or(Standing::Unheard, Standing::Open))
-    }
-
-    /// The opening of a room, as the log tells it. `None`: none there, or not any more.
-    async fn opening(&self, app: AppId, room: RoomId) -> Result<Option<Room>, ProjectError> {
-        let opened = subject::room(app, room, RoomKind::Opened);
-        let entry = self.bus.read_last(&opened).await;
-        let entry = entry.map_err(|source| ProjectError::Log { room, source })?;
-        let opened = entry.and_then(|entry| match entry.record() {
-            Ok(record) => Room::opened_by(&entry, record),
-            Err(_) => None, // the replay buries it
-        });
-        Ok(opened)
+        self.facts.standing(app, room).await
     }
 
     /// Makes an opening visible: to gateways, to the anchor, in SQL, in the list.
@@ -152,9 +136,9 @@ impl Rooms {
             }
         }
         let written = self.store.insert(room).await;
-        written.map_err(|source| ProjectError::Store { room: room.room, source })?;
+        self.cache.forget(room.room).await; // that there was no such room
         self.lists.opened(room.clone());
-        Ok(())
+        written.map_err(|source| ProjectError::Store { room: room.room, source })
     }
 
     /// Makes a closing visible, everywhere an opening was. Every step is tried,
@@ -170,6 +154,7 @@ impl Rooms {
             Some(anchor) => self.release(app, anchor, room).await,
             None => Ok(()),
         };
+        self.cache.forget(room).await; // after the row, or it would be read again
         self.lists.closed(app, room);
         moderate::forget(self, app, room).await;
         known.map(drop).and(archived.map(drop)).and(released)
@@ -213,18 +198,18 @@ impl Rooms {
 
     /// Moves the row to the records. Returns whose room it was, if the log had to be asked.
     async fn archive(&self, closing: Closing) -> Result<Option<UserId>, ProjectError> {
-        let Closing { app, room, closed, closed_at_ms } = closing;
+        let Closing { app, room, .. } = closing;
         let failed = |source| ProjectError::Store { room, source };
-        if self.store.archive(app, room, closed, closed_at_ms).await.map_err(failed)? {
+        if self.store.archive(&closing).await.map_err(failed)? {
             return Ok(None);
         }
         // Neither row nor record: closed before anybody wrote the row.
-        let Some(opened) = self.opening(app, room).await? else {
+        let Some(opened) = self.facts.opening(app, room).await? else {
             warn!(%room, "a room closed of which the log tells no opening");
             return Ok(None);
         };
         self.store.insert(&opened).await.map_err(failed)?;
-        self.store.archive(app, room, closed, closed_at_ms).await.map_err(failed)?;
+        self.store.archive(&closing).await.map_err(failed)?;
         Ok(Some(opened.anchor))
     }
 
@@ -263,9 +248,9 @@ impl Rooms {
                 };
                 self.opened(&room).await
             }
-            Event::RoomClosed { app, room, .. } => {
+            Event::RoomClosed { app, room, peak, good_num, .. } => {
                 let closed_at_ms = record.at_ms;
-                self.closed(Closing { app, room, closed: at, closed_at_ms }).await
+                self.closed(Closing { app, room, closed: at, closed_at_ms, peak, good_num }).await
             }
             Event::MeasureTaken { app, room, user, measure, until_ms, reason, by } => {
                 let at_ms = record.at_ms;

@@ -86,7 +86,7 @@ async fn open(rooms: &Rooms) -> Result<LogReader, ReplayError> {
             position,
             last, "the log is younger than the database; rooms may show that never end"
         );
-        rooms.store.forget_position().await.map_err(ReplayError::Position)?;
+        rooms.store.set_position(0).await.map_err(ReplayError::Position)?;
         position = 0;
     } else if 0 < position && position + 1 < first {
         warn!(

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use qiyu_nats::{
-    AppId, Bus,
+    AppId, Bus, Secret,
     bucket::BucketError,
     command::{
         CloseAbandoned, CloseRoom, FindRoom, LIVING, ListMeasures, ListRooms, Moderate, OpenRoom,
@@ -18,20 +18,25 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use crate::{
+    cache::{Cache, CacheError},
     close, find,
+    flight::Flights,
     list::{self, Lists},
     metrics::Metrics,
     moderate, open,
     project::Rooms,
     replay::{self, Trouble},
+    standing::Facts,
     store::{Store, StoreError},
 };
 
 /// What the rooms need to know.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `sqlite://…`; the file and its directory are made.
+    /// `sqlite://…` (the file and its directory are made), `mysql://…` or `mariadb://…`.
     pub database_url: String,
+    /// `redis://…`, for the caches of all living processes. `None`: each has its own.
+    pub redis_url: Option<Secret>,
     /// The apps in which rooms may open.
     pub apps: Vec<AppId>,
     /// How long the log is kept.
@@ -44,6 +49,9 @@ pub enum StartError {
     /// The tables.
     #[error("open the tables of rooms")]
     Store(#[source] StoreError),
+    /// The shared cache's URL. That nobody answers there is no reason not to start.
+    #[error("understand the URL of Redis")]
+    Redis(#[source] CacheError),
     /// A bucket that must be followed.
     #[error("follow {what}")]
     Follow {
@@ -81,6 +89,7 @@ impl Living {
     ) -> Result<Self, StartError> {
         let tasks = TaskTracker::new();
         let store = Store::open(&config.database_url).await.map_err(StartError::Store)?;
+        let cache = Cache::new(config.redis_url.as_ref()).map_err(StartError::Redis)?;
         let gateways = Gateways::follow(bus, &tasks, stop.clone())
             .await
             .map_err(|source| StartError::Follow { what: "the gateways", source })?;
@@ -96,7 +105,10 @@ impl Living {
             .map_err(|source| StartError::Follow { what: "measures", source })?;
         let rooms = Arc::new(Rooms {
             bus: bus.clone(),
+            facts: Facts::new(bus),
             store,
+            cache,
+            looks: Flights::default(),
             entries: bus.bucket(BucketName::Rooms),
             anchors: bus.bucket(BucketName::Anchors),
             watch,
@@ -104,11 +116,12 @@ impl Living {
             measured,
             retain: config.retain,
             gateways,
-            lists: Lists::new(config.apps.clone()),
+            lists: Lists::new(&config.apps),
             apps: config.apps,
             metrics: Metrics::registered(registry),
         });
-        rooms.lists.refresh(&rooms.store).await.map_err(StartError::Store)?;
+        let refreshed = rooms.lists.refresh(&rooms.cache, &rooms.store, &rooms.metrics).await;
+        refreshed.map_err(StartError::Store)?;
         let trouble = Arc::new(Trouble::default());
         tasks.spawn(list::keep_fresh(Arc::clone(&rooms), stop.clone()));
         tasks.spawn(replay::run(Arc::clone(&rooms), Arc::clone(&trouble), stop.clone()));

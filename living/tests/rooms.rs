@@ -58,13 +58,30 @@ impl Stack {
     async fn living(&self) -> (Living, CancellationToken) {
         let stop = CancellationToken::new();
         let config = Config {
-            database_url: format!("sqlite://{}/db/qiyu.db", self.directory.path().display()),
+            database_url: self.database_url(),
+            redis_url: None,
             apps: vec![app()],
             retain: Duration::from_secs(3600),
         };
         let mut registry = Registry::default();
         let living = Living::start(config, &self.bus, &mut registry, stop.clone());
         (living.await.unwrap(), stop)
+    }
+
+    fn database_url(&self) -> String {
+        format!("sqlite://{}/db/qiyu.db", self.directory.path().display())
+    }
+
+    /// Room, peak, likes of every record, and whether its end is known.
+    async fn records(&self) -> Vec<(i64, i64, i64, bool)> {
+        let pool = sqlx::SqlitePool::connect(&self.database_url()).await.unwrap();
+        let rows = sqlx::query_as(
+            "SELECT room_id, watch_num, good_num, end_time IS NOT NULL
+             FROM t_living_room_record ORDER BY room_id",
+        );
+        let rows = rows.fetch_all(&pool).await.unwrap();
+        pool.close().await;
+        rows
     }
 
     async fn open(&self, anchor: UserId) -> RoomId {
@@ -190,7 +207,13 @@ async fn the_log_heals_what_a_crash_left_undone() {
         };
         append(event, room, RoomKind::Opened).await;
         if room == over {
-            let event = Event::RoomClosed { app: app(), room, by: Some(anchor) };
+            let event = Event::RoomClosed {
+                app: app(),
+                room,
+                by: Some(anchor),
+                peak: Some(7),
+                good_num: Some(9),
+            };
             append(event, room, RoomKind::Closed).await;
         }
     }
@@ -198,6 +221,8 @@ async fn the_log_heals_what_a_crash_left_undone() {
     let (living, stop) = stack.living().await;
     eventually("the open room is found", async || stack.is_found(open).await).await;
     assert!(!stack.is_found(over).await);
+    let counted = (over.get().cast_signed(), 7, 9, true);
+    assert_eq!(stack.records().await, [counted], "with what the closing says");
     assert!(stack.entry(open).await.value.is_some());
     assert_eq!(stack.entry(over).await.value, None);
     assert_eq!(stack.open(anchor).await, open, "the claim is there too");

@@ -58,6 +58,12 @@ pub enum Event {
         room: RoomId,
         /// Who closed it. `None` if the system did.
         by: Option<UserId>,
+        /// The most users that were inside at once, as far as the closer knew.
+        #[serde(default)]
+        peak: Option<u64>,
+        /// Its likes, likewise.
+        #[serde(default)]
+        good_num: Option<u64>,
     },
     /// Somebody spoke in a room. Stored, so it counts as sent; delivery is another story.
     RoomMessageSent {

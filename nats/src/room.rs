@@ -30,6 +30,12 @@ pub fn key(app: AppId, room: RoomId) -> String {
     format!("{app}.{room}")
 }
 
+/// Whose key this is.
+pub fn parse_key(key: &str) -> Option<(AppId, RoomId)> {
+    let (app, room) = key.split_once('.')?;
+    Some((app.parse().ok()?, room.parse().ok()?))
+}
+
 /// What the bucket `watch` says of a room under [`key`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoomCounts {
@@ -37,4 +43,7 @@ pub struct RoomCounts {
     pub watch_num: u64,
     /// Likes.
     pub good_num: u64,
+    /// The most users that were ever inside at once. `None`: written by a build that did not count it.
+    #[serde(default)]
+    pub peak: Option<u64>,
 }

@@ -78,7 +78,7 @@ samples! { events: Event unless Unknown {
         name: "旗鱼".into(),
         cover: "https://example.com/cover.png".into(),
     }
-    RoomClosed { app: app(), room: room(), by: Some(user(1)) }
+    RoomClosed { app: app(), room: room(), by: Some(user(1)), peak: None, good_num: None }
     RoomMessageSent {
         app: app(),
         room: room(),
@@ -291,7 +291,7 @@ fn structs() -> Vec<Sample> {
                 opened_at_ms: 1_700_000_000_000,
             },
         ),
-        sample("RoomCounts", RoomCounts { watch_num: 3, good_num: 1 << 40 }),
+        sample("RoomCounts", RoomCounts { watch_num: 3, good_num: 1 << 40, peak: None }),
         sample("MeasureEntry", {
             let mut entry = MeasureEntry::default();
             let taken = |seq| Taken {
@@ -321,6 +321,8 @@ fn later_shapes() -> Vec<Sample> {
         client_msg_id: sender().client_msg_id,
     };
     let (app, room, data) = (app(), room(), r#"{"gift":"rose"}"#.to_owned());
+    let closed =
+        Event::RoomClosed { app, room, by: None, peak: Some(1 << 33), good_num: Some(1 << 40) };
     vec![
         sample(
             "Event-RoomMessageSent-by-the-server",
@@ -367,6 +369,8 @@ fn later_shapes() -> Vec<Sample> {
                 to: vec![connection(1)],
             },
         ),
+        sample("Event-RoomClosed-counted", closed),
+        sample("RoomCounts-peak", RoomCounts { watch_num: 3, good_num: 0, peak: Some(5) }),
     ]
 }
 

@@ -25,5 +25,6 @@ mod program;
 mod refusals;
 mod rooms;
 mod server;
+mod storage;
 mod talk;
 mod upgrade;
