@@ -56,7 +56,9 @@ async fn main() -> anyhow::Result<()> {
     // The client library looks at the address only, not at the user in it.
     let options = match (server.username(), server.password()) {
         (Some(user), Some(password)) => {
+            // Answers come where this user, and nobody else, may listen.
             ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+                .custom_inbox_prefix(format!("_INBOX.{user}"))
         }
         _ => ConnectOptions::new(),
     };

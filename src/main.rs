@@ -1,5 +1,6 @@
 //! qiyu: a live-room messaging backend whose every delivery is a recorded fact.
 
+mod health;
 mod http;
 mod ops;
 mod rebuild;
@@ -67,6 +68,11 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
             // What was done stays done, and it can be done again.
             stop.run_until_cancelled(rebuilding).await.unwrap_or(Ok(()))
         }),
+        "provision" => main_thread(async |stop| Box::pin(run::provision(settings, &stop)).await),
+        "health" => {
+            say(&health::ask(settings.http_listen)?);
+            Ok(())
+        }
         "fetch-nats" => {
             let found = server::find(settings.nats_server.as_deref(), &mut note)?;
             say(&found.path.to_string_lossy());
@@ -188,6 +194,15 @@ fn command() -> Command {
         .subcommand(
             Command::new("rebuild")
                 .about("Make the tables about rooms anew from the log; the system may run"),
+        )
+        .subcommand(
+            Command::new("provision").about(
+                "Make every stream and bucket on an existing NATS, or bring them up to date",
+            ),
+        )
+        .subcommand(
+            Command::new("health")
+                .about("Ask the process that listens on --http-listen whether it is ready"),
         )
         .subcommand(
             Command::new("fetch-nats")

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use crate::{
     http,
     ops::{self, Ops},
-    settings::Settings,
+    settings::{Settings, Streams},
 };
 
 /// How long one service may take to stop before it is left behind.
@@ -111,6 +111,26 @@ pub(crate) async fn run(
     };
     system.stop().await;
     ended
+}
+
+/// `qiyu provision`: makes every stream and bucket, or brings them up to date.
+pub(crate) async fn provision(settings: &Settings, stop: &CancellationToken) -> anyhow::Result<()> {
+    let config = BusConfig {
+        url: settings.nats_url.clone().context("QIYU_NATS_URL is required")?,
+        name: "qiyu provision".to_owned(),
+        replicas: settings.replicas,
+        retain: settings.retain,
+        ack_wait: settings.ack_wait,
+        profile: settings.profile,
+    };
+    let provisioning = async {
+        let bus = Bus::connect(&config).await?;
+        bus.provision().await?;
+        bus.close().await;
+        say("every stream and bucket is there");
+        Ok(())
+    };
+    stop.run_until_cancelled(Box::pin(provisioning)).await.unwrap_or(Ok(()))
 }
 
 /// Writes to standard output. Nobody listening there any more is not our trouble.
@@ -257,7 +277,10 @@ impl System {
             );
         }
         let bus = Bus::connect(&bus_config(settings, &foundation)).await?;
-        bus.provision().await?;
+        match settings.streams {
+            Streams::Make => bus.provision().await?,
+            Streams::Wait => bus.provisioned().await,
+        }
         let mut registry = Registry::default();
         let mut roles = roles.to_vec();
         // A gateway comes last: whoever connects finds everything else there.

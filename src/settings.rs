@@ -23,7 +23,7 @@ use self::{
     table::{Setting, nearest},
     value::{
         address, apps, duration, host_and_port, jwt_secret, log, multi_device, number, origins,
-        parsed, path, profile, rate, rate_or_none, replicas, silence, url,
+        parsed, path, profile, rate, rate_or_none, replicas, silence, streams, url,
     },
 };
 use crate::run::Role;
@@ -41,6 +41,15 @@ pub(crate) enum Purpose {
     Run(Vec<Role>),
     /// A command that looks at a system or at nothing.
     Tool,
+}
+
+/// Who makes streams and buckets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Streams {
+    /// This process, when it starts.
+    Make,
+    /// Somebody who may; this process waits until they are there.
+    Wait,
 }
 
 /// Every setting, read and checked.
@@ -71,6 +80,7 @@ pub(crate) struct Settings {
     pub(crate) api_key: Option<Secret>,
     pub(crate) dev_login: bool,
     pub(crate) replicas: usize,
+    pub(crate) streams: Streams,
     pub(crate) drain_window: Duration,
     pub(crate) ack_wait: Duration,
     pub(crate) max_sends: u32,
@@ -251,6 +261,7 @@ impl<'a> Reader<'a> {
             api_key: self.optional("api-key", |text| Ok(Secret::new(text))),
             dev_login: self.dev_login(purpose),
             replicas: self.required("replicas", replicas),
+            streams: self.required("streams", streams),
             drain_window: self.required("drain-window", |t| duration(t, Duration::ZERO..=HOUR)),
             ack_wait: self.required("ack-wait", |text| duration(text, brief.clone())),
             max_sends: self.required("max-sends", |text| number(text, 1..=10)),

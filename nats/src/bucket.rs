@@ -148,6 +148,19 @@ impl Bucket {
     ///
     /// [`BucketError::Silent`].
     pub async fn list(&self) -> Result<HashMap<String, Slot>, BucketError> {
+        for pause in LIST_AGAIN {
+            match self.list_once().await {
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    debug!(bucket = self.name, error = %chain(&error), "bucket not listed, trying again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+        self.list_once().await
+    }
+
+    async fn list_once(&self) -> Result<HashMap<String, Slot>, BucketError> {
         let (mut messages, mut left) = self.follow_raw().await?;
         let mut found = HashMap::new();
         while 0 < left {
@@ -303,6 +316,11 @@ impl Bucket {
     }
 }
 
+/// Pauses before a bucket is listed again. In a cluster the consumer may be on
+/// another server, which not every one of them has heard of when the first
+/// pull follows ("no responders"): a matter of milliseconds, or of a busy second.
+const LIST_AGAIN: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(1_000)];
 /// How often a mirror is read anew, whatever it believes: the net under lost changes.
 const MIRROR_ANEW: Duration = Duration::from_secs(30);
 /// Between attempts to follow a bucket that does not answer.

@@ -103,6 +103,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// First connection: how long to keep trying. Processes may start in any order.
 const FIRST_CONNECT_PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long streams are tried to be made while the bus says "not now".
+const PROVISION_PATIENCE: Duration = Duration::from_secs(120);
+
 /// The bus. Cheap to clone.
 #[derive(Clone)]
 pub struct Bus {
@@ -166,13 +169,23 @@ impl Bus {
         &self.config
     }
 
-    /// Makes every stream and bucket, or brings those that exist to today's settings.
+    /// Makes every stream and bucket, or brings those that exist to today's
+    /// settings; tries for two minutes, because a cluster that has just
+    /// started has no leader and too few servers. Returns once each answers.
     ///
     /// # Errors
     ///
     /// [`ProvisionError`] names the first that NATS refused.
     pub async fn provision(&self) -> Result<(), ProvisionError> {
-        stream::provision(&self.control, &self.config).await
+        stream::provision(&self.control, &self.config, PROVISION_PATIENCE).await?;
+        self.provisioned().await;
+        Ok(())
+    }
+
+    /// Waits until every stream and bucket answers, for as long as it takes:
+    /// somebody else makes them, perhaps later.
+    pub async fn provisioned(&self) {
+        stream::provisioned(&self.control, &self.config).await;
     }
 
     /// Whether all connections are up, as far as they know.
@@ -294,10 +307,21 @@ fn credentials(addrs: &[ServerAddr]) -> ConnectOptions {
     let named = addrs
         .iter()
         .find_map(|addr| Some((addr.username()?.to_owned(), addr.password()?.to_owned())));
-    match named {
-        Some((user, password)) => ConnectOptions::with_user_and_password(user, password),
-        None => ConnectOptions::new(),
+    let Some((user, password)) = named else { return ConnectOptions::new() };
+    let prefix = inbox_prefix(&user);
+    let options = ConnectOptions::with_user_and_password(user, password);
+    match prefix {
+        Some(prefix) => options.custom_inbox_prefix(prefix),
+        None => options,
     }
+}
+
+/// Where a user's answers arrive: a place of its own, so that permissions can
+/// keep one user from reading what is answered to another. `None`: the name
+/// cannot be part of a subject, and answers come where everybody's do.
+fn inbox_prefix(user: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    (!user.is_empty() && user.chars().all(plain)).then(|| format!("_INBOX.{user}"))
 }
 
 fn context(client: Client) -> Context {
@@ -355,7 +379,15 @@ pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<u64
 
 #[cfg(test)]
 mod tests {
-    use super::shown;
+    use super::{inbox_prefix, shown};
+
+    #[test]
+    fn answers_to_a_user_have_a_place_of_their_own() {
+        assert_eq!(inbox_prefix("gateway").as_deref(), Some("_INBOX.gateway"));
+        for no_part_of_a_subject in ["", "a.b", "*", ">", "a b", "ä"] {
+            assert_eq!(inbox_prefix(no_part_of_a_subject), None);
+        }
+    }
 
     #[test]
     fn a_shown_url_has_no_password() {

@@ -29,12 +29,17 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    Context, kv,
+    Context,
+    context::{AccountError, CreateKeyValueErrorKind, CreateStreamError, CreateStreamErrorKind},
+    kv,
     stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType},
 };
+use tokio::time::Instant;
+use tracing::warn;
 
 use crate::{
     bus::{BusConfig, Profile},
+    chain,
     id::Partition,
     subject,
 };
@@ -179,8 +184,65 @@ pub enum ProvisionError {
     },
 }
 
-/// Makes every stream and bucket, or changes those that exist to today's settings.
-pub(crate) async fn provision(js: &Context, config: &BusConfig) -> Result<(), ProvisionError> {
+impl ProvisionError {
+    /// Whether a bus that is still starting may say so: no leader yet, too few servers yet.
+    fn is_passing(&self) -> bool {
+        let kind = match self {
+            Self::Stream { source, .. } => Some(source.kind()),
+            Self::Bucket { source, .. } => match source.kind() {
+                CreateKeyValueErrorKind::TimedOut => return true,
+                // What the stream under a bucket met, or the question for the account before it.
+                _ => match std::error::Error::source(source) {
+                    Some(cause) => match cause.downcast_ref::<CreateStreamError>() {
+                        Some(error) => Some(error.kind()),
+                        None => return cause.is::<AccountError>(),
+                    },
+                    None => None,
+                },
+            },
+        };
+        match kind {
+            Some(
+                CreateStreamErrorKind::TimedOut
+                | CreateStreamErrorKind::JetStreamUnavailable
+                | CreateStreamErrorKind::Response,
+            ) => true,
+            Some(CreateStreamErrorKind::JetStream(error)) => {
+                INCOMPLETE_CLUSTER.contains(&error.error_code().0)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What a cluster answers before its servers have found each other: no suitable
+/// peers, temporarily unavailable, not the leader, insufficient resources,
+/// stream offline (nats-server `server/errors.json`).
+const INCOMPLETE_CLUSTER: [u64; 5] = [10005, 10008, 10009, 10023, 10118];
+/// Between two attempts to make or to find a stream.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often people hear what is waited for.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// Makes every stream and bucket, or changes those that exist to today's
+/// settings. What may pass by itself is tried again until `patience` is over.
+pub(crate) async fn provision(
+    js: &Context,
+    config: &BusConfig,
+    patience: Duration,
+) -> Result<(), ProvisionError> {
+    let started = Instant::now();
+    while let Err(error) = provision_once(js, config).await {
+        if !error.is_passing() || patience <= started.elapsed() {
+            return Err(error);
+        }
+        warn!(error = %chain(&error), "NATS is not ready for streams yet, trying again");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}
+
+async fn provision_once(js: &Context, config: &BusConfig) -> Result<(), ProvisionError> {
     for stream in streams(config) {
         let name = stream.name.clone();
         js.create_or_update_stream(stream)
@@ -201,6 +263,22 @@ pub(crate) async fn provision(js: &Context, config: &BusConfig) -> Result<(), Pr
         .map_err(|source| ProvisionError::Bucket { name, source })?;
     }
     Ok(())
+}
+
+/// Waits until every stream and bucket is there and has a leader that answers.
+pub(crate) async fn provisioned(js: &Context, config: &BusConfig) {
+    let streams = streams(config).into_iter().map(|stream| stream.name);
+    let buckets = BucketName::ALL.iter().map(|bucket| format!("KV_{}", bucket.as_str()));
+    let mut told = None;
+    for name in streams.chain(buckets) {
+        while let Err(error) = js.get_stream(&name).await {
+            if told.is_none_or(|told: Instant| TOLD_EVERY <= told.elapsed()) {
+                told = Some(Instant::now());
+                warn!(stream = %name, error = %chain(&error), "waiting for a stream; `qiyu provision` makes it");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
 }
 
 fn streams(config: &BusConfig) -> Vec<Config> {

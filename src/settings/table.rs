@@ -41,6 +41,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     masked("api-key", Shown::Secret,           "key of the /server/ calls; absent: they are off"),
     absent("dev-login",                        "whether anybody may log in as anybody; absent: true for `up`, else false"),
     given("replicas", "1",                     "copies of every stream: 1, 3 or 5"),
+    given("streams", "make",                   "streams and buckets: make them, or wait until `qiyu provision` has"),
     given("drain-window", "10s",               "time over which a stopping gateway sends its clients away"),
     given("ack-wait", "4s",                    "time a client has to acknowledge a message before it is sent again"),
     given("max-sends", "2",                    "times a message is sent to a client before it is given up, 1 to 10"),

@@ -14,6 +14,8 @@ use qiyu_gateway::{MultiDevice, Silence};
 use qiyu_nats::{AppId, Profile, Secret};
 use tracing_subscriber::EnvFilter;
 
+use super::Streams;
+
 pub(super) fn parsed<T: FromStr>(text: &str, accepted: &str) -> Result<T, String> {
     text.parse().map_err(|_| accepted.to_owned())
 }
@@ -98,6 +100,14 @@ pub(super) fn rate_or_none(text: &str) -> Result<f64, String> {
 pub(super) fn replicas(text: &str) -> Result<usize, String> {
     let copies = text.parse().ok().filter(|copies| [1, 3, 5].contains(copies));
     copies.ok_or_else(|| "1, 3 or 5".to_owned())
+}
+
+pub(super) fn streams(text: &str) -> Result<Streams, String> {
+    match text {
+        "make" => Ok(Streams::Make),
+        "wait" => Ok(Streams::Wait),
+        _ => Err("make or wait".to_owned()),
+    }
 }
 
 pub(super) fn multi_device(text: &str) -> Result<MultiDevice, String> {

@@ -15,13 +15,14 @@ mod socket;
 mod speaking;
 mod stack;
 mod tcp;
+pub(crate) mod users;
 mod wait;
 mod ws;
 
 pub(crate) use bus::Nats;
 pub(crate) use http::{Answer, How, Reply, Request, percent};
 pub(crate) use person::{APP, Person, Room};
-pub(crate) use process::run_to_end;
+pub(crate) use process::{Process, run_to_end};
 pub(crate) use servers::{MariaDb, PASSWORD, Redis};
 pub(crate) use socket::{Heard, Receipt, Socket, fresh_id, msg_ids};
 pub(crate) use stack::{FAST, Stack};

@@ -28,3 +28,4 @@ mod server;
 mod storage;
 mod talk;
 mod upgrade;
+mod users;

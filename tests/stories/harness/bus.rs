@@ -16,18 +16,58 @@ impl Nats {
     /// Connects as other commands with the same data directory would.
     pub(crate) async fn of(data_dir: &Path) -> Self {
         let url = std::fs::read_to_string(data_dir.join("nats.url")).expect("nats.url is there");
+        let mut nats = Self::at(url.trim()).await;
+        nats.says("SUB _INBOX.story 1\r\n").await;
+        nats
+    }
+
+    /// Connects as the user of this URL.
+    pub(crate) async fn at(url: &str) -> Self {
         let (login, host) = url
-            .trim()
             .strip_prefix("nats://")
             .and_then(|rest| rest.split_once('@'))
             .expect("nats://user:password@host:port");
         let (user, pass) = login.split_once(':').expect("user:password");
         let stream = TcpStream::connect(host).await.expect("NATS listens");
+        stream.set_nodelay(true).expect("a fresh socket takes options");
         let mut nats = Self(BufReader::new(stream));
         nats.line().await; // INFO
-        let hello = json!({ "verbose": false, "user": user, "pass": pass, "headers": true });
-        nats.says(&format!("CONNECT {hello}\r\nSUB _INBOX.story 1\r\n")).await;
+        let hello = json!({ "verbose": false, "pedantic": false, "user": user, "pass": pass, "headers": true });
+        nats.says(&format!("CONNECT {hello}\r\n")).await;
         nats
+    }
+
+    /// Whether the server takes a message under this subject, which may then be there.
+    pub(crate) async fn may_publish(&mut self, subject: &str) -> bool {
+        self.says(&format!("PUB {subject} 0\r\n\r\n")).await;
+        self.is_allowed(subject).await
+    }
+
+    /// Whether the server lets one listen to this subject.
+    pub(crate) async fn may_listen(&mut self, subject: &str) -> bool {
+        self.says(&format!("SUB {subject} 9\r\n")).await;
+        let allowed = self.is_allowed(subject).await;
+        self.says("UNSUB 9\r\n").await;
+        allowed
+    }
+
+    /// A server answers in order: what it refuses it says before it answers PING.
+    async fn is_allowed(&mut self, subject: &str) -> bool {
+        self.says("PING\r\n").await;
+        let mut allowed = true;
+        loop {
+            let line = self.line().await;
+            assert!(!line.is_empty(), "NATS has hung up over {subject}");
+            if line.starts_with("-ERR 'Permissions Violation") {
+                assert!(line.contains(&format!("{subject:?}")), "{line}");
+                allowed = false;
+            } else {
+                assert!(!line.starts_with("-ERR"), "{subject}: {line}");
+            }
+            if line.starts_with("PONG") {
+                return allowed;
+            }
+        }
     }
 
     /// What a stream holds, as its server counts it.

@@ -40,6 +40,14 @@ pub(crate) async fn run_to_end(args: &[&str], settings: &[(&str, &str)]) -> Outp
     }
 }
 
+/// The nats-server of the version the program itself uses.
+async fn nats_server() -> PathBuf {
+    let output = run_to_end(&["fetch-nats"], &[]).await;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    said.lines().last().unwrap_or_default().into()
+}
+
 /// A running process, killed with everything it started when dropped.
 pub(crate) struct Process {
     name: String,
@@ -86,11 +94,21 @@ impl Process {
 
     /// Starts a nats-server of the version the program itself uses; returns its URL too.
     pub(crate) async fn starts_nats(home: &Path) -> (Self, String) {
-        let output = run_to_end(&["fetch-nats"], &[]).await;
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let binary = said.lines().last().unwrap_or_default();
-        Self::starts_nats_on(home, Path::new(binary), "127.0.0.1:-1").await
+        Self::starts_nats_on(home, &nats_server().await, "127.0.0.1:-1").await
+    }
+
+    /// Starts a nats-server on this configuration of `deploy/nats/`, of which only the addresses
+    /// and the store are others, with these variables; returns its URL too.
+    pub(crate) async fn starts_deployed_nats(
+        home: &Path,
+        config: &str,
+        variables: &[(String, String)],
+    ) -> (Self, String) {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/nats").join(config);
+        let mut command = Command::new(nats_server().await);
+        command.arg("-c").arg(config).args(["-a", "127.0.0.1", "-p", "-1", "-m", "-1", "-sd"]);
+        command.arg(home.join("jetstream")).envs(variables.iter().map(|(key, value)| (key, value)));
+        Self::is_nats(command, home).await
     }
 
     /// Starts this nats-server on the store in `home`, whatever was there before.
@@ -100,7 +118,12 @@ impl Process {
         let text = format!("listen: {listen:?}\njetstream {{ store_dir: {store:?} }}\n");
         fs::write(&config, text).expect("the temp dir can be written");
         let mut command = Command::new(binary);
-        command.arg("-c").arg(&config).stdin(Stdio::null()).process_group(0).kill_on_drop(true);
+        command.arg("-c").arg(&config);
+        Self::is_nats(command, home).await
+    }
+
+    async fn is_nats(mut command: Command, home: &Path) -> (Self, String) {
+        command.stdin(Stdio::null()).process_group(0).kill_on_drop(true);
         let log = home.join("nats.log");
         let before = fs::read(&log).unwrap_or_default().len();
         let process = Self::spawn("nats-server".to_owned(), &mut command, &log);
@@ -138,6 +161,15 @@ impl Process {
         let Some(url) = self.printed.get(label) else { return String::new() };
         let address = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
         address.trim_end_matches('/').to_owned()
+    }
+
+    /// The `host:port` a nats-server says it listens on for clients.
+    pub(crate) fn listens_on(&self) -> String {
+        let log = self.log();
+        let said = log.lines().find_map(|line| {
+            line.split_once("Listening for client connections on ").map(|(_, address)| address)
+        });
+        said.expect("a nats-server that is up has said so").trim().to_owned()
     }
 
     /// Everything it wrote to its log so far.

@@ -9,9 +9,10 @@ use tempfile::TempDir;
 
 use super::http::{Reply, Request};
 use super::person::{Person, Room};
-use super::process::Process;
+use super::process::{Process, run_to_end};
 use super::site::{Door, Site};
 use super::socket::Socket;
+use super::users;
 use super::wait::{PATIENCE, eventually};
 
 /// Settings for people who talk faster than people do.
@@ -96,26 +97,51 @@ impl Stack {
         let mut stack = Self::empty(settings);
         let (nats, url) = Process::starts_nats(stack.home.path()).await;
         stack.nats = Some(nats);
-        stack.site.keeps_secret(SECRET);
-        stack.set("QIYU_NATS_URL", &url);
-        stack.set("QIYU_JWT_SECRET", SECRET);
-        stack.set("QIYU_DEV_LOGIN", "true");
+        stack.starts_roles(roles, |_| url.clone()).await;
+        stack
+    }
+
+    /// One process for each of `roles`, each on the bus as the user of its name, on a nats-server
+    /// with the users of `deploy/nats/`. Nobody but `qiyu provision` may make streams, and it
+    /// comes when the roles are already there.
+    pub(crate) async fn as_users(roles: &[&str], settings: &[(&str, &str)]) -> Self {
+        let mut stack = Self::empty(settings);
+        let home = stack.home.path();
+        let (nats, url) =
+            Process::starts_deployed_nats(home, "server.conf", &users::passwords()).await;
+        stack.nats = Some(nats);
+        stack.set("QIYU_STREAMS", "wait");
+        let provisioning = async {
+            let as_provision = users::url(&url, "provision");
+            let output = run_to_end(&["provision"], &[("QIYU_NATS_URL", &as_provision)]).await;
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        };
+        let starting = stack.starts_roles(roles, |role| users::url(&url, role));
+        tokio::join!(starting, provisioning);
+        stack
+    }
+
+    /// `url`: the bus as a process of these roles is to reach it.
+    async fn starts_roles(&mut self, roles: &[&str], url: impl Fn(&str) -> String) {
+        self.site.keeps_secret(SECRET);
+        self.set("QIYU_JWT_SECRET", SECRET);
+        self.set("QIYU_DEV_LOGIN", "true");
         let mut gateways = 0;
         for (number, roles) in roles.iter().enumerate() {
-            let data = stack.home.path().join(format!("data-{number}"));
-            let mut settings = stack.settings.clone();
+            let data = self.home.path().join(format!("data-{number}"));
+            let mut settings = self.settings.clone();
+            settings.push(("QIYU_NATS_URL".to_owned(), url(roles)));
             settings.push(("QIYU_DATA_DIR".to_owned(), data.display().to_string()));
             if roles.split(',').any(|role| role == "gateway") {
                 gateways += 1;
                 settings.push(("QIYU_GATEWAY_ID".to_owned(), format!("g{gateways}")));
             }
-            stack.parts.push(Part::starts(stack.home.path(), number, roles, settings).await);
+            self.parts.push(Part::starts(self.home.path(), number, roles, settings).await);
         }
-        for part in &stack.parts {
+        for part in &self.parts {
             part.is_ready().await;
         }
-        stack.opens_its_doors();
-        stack
+        self.opens_its_doors();
     }
 
     fn empty(settings: &[(&str, &str)]) -> Self {
@@ -200,6 +226,17 @@ impl Stack {
     /// Everything logged so far.
     pub(crate) fn log(&self) -> String {
         self.parts.iter().map(|part| part.process.log()).collect()
+    }
+
+    /// Its bus, as this user of `deploy/nats/`.
+    pub(crate) fn url_of(&self, user: &str) -> String {
+        let nats = self.nats.as_ref().expect("its NATS is a process of its own");
+        users::url(&format!("nats://{}", nats.listens_on()), user)
+    }
+
+    /// Everything its nats-server logged so far, where that is a process of its own.
+    pub(crate) fn nats_log(&self) -> String {
+        self.nats.as_ref().map(Process::log).unwrap_or_default()
     }
 
     /// GET from the process that serves the page.
