@@ -1,11 +1,16 @@
 //! qiyu: a live-room messaging backend whose every delivery is a recorded fact.
 
+mod bench;
 mod health;
 mod http;
 mod ops;
+mod process;
+mod reach;
 mod rebuild;
 mod run;
 mod settings;
+mod top;
+mod traces;
 mod up;
 
 use std::{env, io::IsTerminal as _, process::ExitCode, time::Duration};
@@ -19,7 +24,9 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     run::{Role, say},
-    settings::{Purpose, SETTINGS, Settings},
+    settings::{LogFormat, Purpose, SETTINGS, Settings, markdown},
+    top::Show,
+    traces::Traces,
     up::{Ground, note},
 };
 
@@ -50,15 +57,30 @@ fn main() -> ExitCode {
         say(&settings.to_string());
         return ExitCode::SUCCESS;
     }
-    start_tracing(&settings);
-    match perform(name, arguments, &settings) {
-        Ok(()) => ExitCode::SUCCESS,
+    if name != "top" {
+        start_tracing(&settings); // its screen has no place for log lines
+    }
+    // Before there is a runtime, closed when there is none any more.
+    let traces = match Traces::begin(&settings, &service(name, arguments)) {
+        Ok(traces) => traces,
+        Err(error) => return failure(&error),
+    };
+    let performed = perform(name, arguments, &settings);
+    traces.close();
+    match performed {
+        Ok(code) => code,
         Err(error) => failure(&error),
     }
 }
 
-fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<ExitCode> {
     match name {
+        "bench" => {
+            let bench = async |stop: CancellationToken| {
+                Box::pin(bench::bench(arguments, settings, &stop)).await
+            };
+            return main_thread(bench);
+        }
         "run" => {
             let roles = roles(arguments);
             main_thread(async |stop| Box::pin(run::run(&roles, settings, &stop)).await)
@@ -73,6 +95,14 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
             say(&health::ask(settings.http_listen)?);
             Ok(())
         }
+        "top" => {
+            let show = if arguments.get_flag("once") { Show::Once } else { Show::Live };
+            main_thread(async |stop| Box::pin(top::top(settings, show, &stop)).await)
+        }
+        "settings" => {
+            say(&markdown());
+            Ok(())
+        }
         "fetch-nats" => {
             let found = server::find(settings.nats_server.as_deref(), &mut note)?;
             say(&found.path.to_string_lossy());
@@ -83,13 +113,14 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
             main_thread(async |stop| Box::pin(up::up(settings, ground, &stop)).await)
         }
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// Runs `task` on this thread, which must be the main one, with a token that
 /// SIGINT and SIGTERM cancel. Its helpers have all cores.
-fn main_thread(
-    task: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+fn main_thread<T>(
+    task: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let tasks = TaskTracker::new();
@@ -126,12 +157,11 @@ fn stop_on_signal(tasks: &TaskTracker) -> anyhow::Result<CancellationToken> {
 fn start_tracing(settings: &Settings) {
     // async-nats tells of every reconnection twice; what it warns of is enough.
     let filter = EnvFilter::new(format!("async_nats=warn,{}", settings.log));
-    tracing_subscriber::fmt()
-        .compact()
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .with_env_filter(filter)
-        .init();
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    match settings.log_format {
+        LogFormat::Text => lines.compact().with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
 }
 
 /// Tells the whole chain of causes. A cause its effect already quotes is left out.
@@ -146,6 +176,17 @@ fn failure(error: &anyhow::Error) -> ExitCode {
     }
     note(&text);
     ExitCode::FAILURE
+}
+
+/// What traces call this process.
+fn service(name: &str, arguments: &ArgMatches) -> String {
+    match name {
+        "run" => {
+            let names: Vec<&str> = roles(arguments).into_iter().map(Role::name).collect();
+            format!("qiyu-{}", names.join("-"))
+        }
+        _ => "qiyu".to_owned(),
+    }
 }
 
 fn purpose(name: &str, arguments: &ArgMatches) -> Purpose {
@@ -184,12 +225,18 @@ fn command() -> Command {
         .required(true)
         .value_delimiter(',')
         .value_parser(|name: &str| name.parse::<Role>());
+    let once = Arg::new("once")
+        .long("once")
+        .help("Show it once, as plain text")
+        .action(ArgAction::SetTrue);
     Command::new("qiyu")
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .args(settings)
         .arg(print_config)
         .subcommand(Command::new("up").about("Run everything in this process (the default)"))
+        .subcommand(bench::command())
+        .subcommand(Command::new("top").about("Show who is at work in a running system").arg(once))
         .subcommand(Command::new("run").about("Run some roles on an existing NATS").arg(roles))
         .subcommand(
             Command::new("rebuild")
@@ -203,6 +250,11 @@ fn command() -> Command {
         .subcommand(
             Command::new("health")
                 .about("Ask the process that listens on --http-listen whether it is ready"),
+        )
+        .subcommand(
+            Command::new("settings")
+                .about("Print the table of settings as docs/OPERATING.md has it")
+                .hide(true),
         )
         .subcommand(
             Command::new("fetch-nats")

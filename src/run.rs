@@ -18,7 +18,9 @@ use qiyu_api::Api;
 use qiyu_fanout::Fanout;
 use qiyu_gateway::{ContentConfig, Gateway};
 use qiyu_living::Living;
-use qiyu_nats::{Bus, BusConfig, GatewayId, Profile, Secret, server, ticket::TicketKey};
+use qiyu_nats::{
+    Bus, BusConfig, GatewayId, Profile, Secret, server, ticket::TicketKey, vitals::Vitals,
+};
 use qiyu_presence::Reaper;
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -27,6 +29,7 @@ use tracing::{info, warn};
 use crate::{
     http,
     ops::{self, Ops},
+    process,
     settings::{Settings, Streams},
 };
 
@@ -193,6 +196,20 @@ struct Slots {
     stopping: bool,
 }
 
+impl Slots {
+    /// The roles that run.
+    fn roles(&self) -> impl Iterator<Item = Role> {
+        let there = [
+            (Role::Gateway, self.gateway.is_some()),
+            (Role::Fanout, self.fanout.is_some()),
+            (Role::Presence, self.presence.is_some()),
+            (Role::Living, self.living.is_some()),
+            (Role::Api, self.api.is_some()),
+        ];
+        there.into_iter().filter_map(|(role, there)| there.then_some(role))
+    }
+}
+
 impl std::fmt::Debug for Services {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Services").field(&self.checks().keys()).finish()
@@ -220,6 +237,24 @@ impl Services {
         add("api", slots.api.as_ref().map(Api::ready));
         add("process", slots.stopping.then(|| Err("stopping".to_owned())));
         checks
+    }
+
+    /// How this process is, but for its name.
+    fn vitals(&self) -> Vitals {
+        let slots = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let ages = slots.bus.as_ref().map(Bus::lease_ages).unwrap_or_default();
+        Vitals {
+            roles: slots.roles().map(|role| role.name().to_owned()).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at_ms: qiyu_nats::now_ms(),
+            cpu_ms: ms(process::cpu_time("self").unwrap_or_default()),
+            memory_bytes: process::resident_bytes(),
+            lease_ages_ms: ages.into_iter().map(|(of, age)| (of.to_owned(), ms(age))).collect(),
+            gateway: slots.gateway.as_ref().map(Gateway::vitals),
+            fanout: slots.fanout.as_ref().map(Fanout::vitals),
+            ..Vitals::default()
+        }
     }
 
     fn slots(&self) -> RwLockWriteGuard<'_, Slots> {
@@ -277,11 +312,14 @@ impl System {
             );
         }
         let bus = Bus::connect(&bus_config(settings, &foundation)).await?;
+        let bus = if settings.otlp_url.is_some() { bus.traced() } else { bus };
         match settings.streams {
             Streams::Make => bus.provision().await?,
             Streams::Wait => bus.provisioned().await,
         }
         let mut registry = Registry::default();
+        process::register(&mut registry);
+        bus.register(&mut registry);
         let mut roles = roles.to_vec();
         // A gateway comes last: whoever connects finds everything else there.
         roles.sort_by_key(|role| match role {
@@ -299,6 +337,11 @@ impl System {
             Box::pin(starting).await.with_context(|| format!("start {}", role.name()))?;
             info!(role = role.name(), "started");
         }
+        let (services, name) = (Arc::clone(&system.services), foundation.gateway_id.to_string());
+        let (number, stop) = (rand::random(), system.http_stop.clone());
+        let vitals = move || Vitals { process: number, name: name.clone(), ..services.vitals() };
+        let telling = bus.tell_vitals(&system.watchers, stop, vitals).await;
+        telling.context("listen for questions about this process")?;
         system.services.slots().bus = Some(bus);
         system.serve_http(listener, registry, foundation.profile);
         Ok(system)

@@ -18,12 +18,12 @@ use std::{
 use qiyu_gateway::{MultiDevice, Silence};
 use qiyu_nats::{AppId, GatewayId, Profile, Secret};
 
-pub(crate) use self::table::SETTINGS;
+pub(crate) use self::table::{SETTINGS, markdown};
 use self::{
     table::{Setting, nearest},
     value::{
-        address, apps, duration, host_and_port, jwt_secret, log, multi_device, number, origins,
-        parsed, path, profile, rate, rate_or_none, replicas, silence, streams, url,
+        address, apps, duration, host_and_port, jwt_secret, log, log_format, multi_device, number,
+        origins, parsed, path, profile, rate, rate_or_none, ratio, replicas, silence, streams, url,
     },
 };
 use crate::run::Role;
@@ -50,6 +50,15 @@ pub(crate) enum Streams {
     Make,
     /// Somebody who may; this process waits until they are there.
     Wait,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// Every setting, read and checked.
@@ -118,6 +127,10 @@ pub(crate) struct Settings {
     pub(crate) profile: Profile,
     pub(crate) retain: Duration,
     pub(crate) log: String,
+    pub(crate) log_format: LogFormat,
+    /// None: no traces.
+    pub(crate) otlp_url: Option<Secret>,
+    pub(crate) trace_ratio: f64,
     resolved: BTreeMap<&'static str, String>,
 }
 
@@ -302,6 +315,9 @@ impl<'a> Reader<'a> {
             check_silence: self.required("check-silence", silence),
             retain: self.required("retain", |text| duration(text, 60 * MINUTE..=24 * 366 * HOUR)),
             log: self.required("log", log),
+            otlp_url: self.optional("otlp-url", |text| url(text, &["http", "https"])),
+            trace_ratio: self.required("trace-ratio", ratio),
+            log_format: self.required("log-format", log_format),
             data_dir,
             resolved: BTreeMap::new(),
         }

@@ -99,8 +99,9 @@ fn the_pure_half_of_nats_needs_no_server() {
 #[test]
 fn only_the_gateway_knows_a_frame_code() {
     for (path, text) in sources() {
-        // Tests are clients, as the page is.
-        if path.starts_with("gateway/") || path.contains("tests/") {
+        // Tests are clients, and so is the bench, as the page is.
+        let client = path.contains("tests/") || path.starts_with("src/bench/");
+        if path.starts_with("gateway/") || client {
             continue;
         }
         let text = code(&text);
@@ -155,6 +156,42 @@ fn every_invariant_names_a_test_that_exists() {
             assert!(tests.contains(name), "{said:?} is held by {name}, and there is no such test");
         }
     }
+}
+
+#[test]
+fn every_metric_is_touched() {
+    let touches =
+        ["inc(", "inc_by(", "dec(", "set(", "observe(", "observe_since(", "get_or_create(", "add("];
+    let sources = sources();
+    let mut untouched = Vec::new();
+    for (path, text) in sources.iter().filter(|(path, _)| path.ends_with("src/metrics.rs")) {
+        let (folder, _) = path.split_once('/').unwrap();
+        let (_, after) = text.split_once("struct Metrics {").unwrap();
+        let (fields, _) = after.split_once("\n}").unwrap();
+        let name = |line: &str| {
+            let line = line.trim().trim_start_matches("pub(crate) ");
+            Some(line.split_once(':')?.0.to_owned()).filter(|_| !line.starts_with("//"))
+        };
+        let fields: Vec<String> = fields.lines().filter_map(name).collect();
+        assert!(!fields.is_empty(), "no metrics found in {path}");
+        let crate_text: String = sources
+            .iter()
+            .filter(|(path, _)| path.starts_with(&format!("{folder}/src/")))
+            .flat_map(|(_, text)| {
+                code(text).split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect();
+        for field in fields {
+            let touched = touches.iter().any(|touch| {
+                crate_text.contains(&format!(".{field}.{touch}"))
+                    || crate_text.contains(&format!(".{field}.0.{touch}"))
+            });
+            if !touched {
+                untouched.push(format!("{path}: {field}"));
+            }
+        }
+    }
+    assert!(untouched.is_empty(), "metrics nobody touches: {untouched:#?}");
 }
 
 #[test]

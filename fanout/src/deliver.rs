@@ -19,9 +19,10 @@ use qiyu_nats::{
     event::Event,
     outbox::HandoverError,
     stream::OUTBOX_AGE_MAX,
+    trail::Trail,
 };
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::{fold::Effect, metrics::Metrics};
 
@@ -93,7 +94,12 @@ impl Deliverer {
     }
 
     /// Begins to carry out `effect` of the event at `msg_id`.
-    pub(crate) async fn begin(&self, msg_id: MsgId, effect: Effect) -> Vec<Pending> {
+    pub(crate) async fn begin(
+        &self,
+        msg_id: MsgId,
+        effect: Effect,
+        trail: Option<&Trail>,
+    ) -> Vec<Pending> {
         match effect {
             Effect::Deliver { to, envelope } => {
                 let suffix = match &envelope {
@@ -102,7 +108,7 @@ impl Deliverer {
                     _ => String::new(),
                 };
                 let id = envelope.msg_id().unwrap_or(msg_id);
-                self.hand_over(to, id, &envelope, suffix).await.into_iter().collect()
+                self.hand_over(to, id, &envelope, suffix, trail).await.into_iter().collect()
             }
             Effect::DeliverWaiting { to, app, user, connection, msg_ids } => {
                 self.hand_over_waiting(to, app, user, connection, &msg_ids).await
@@ -181,7 +187,7 @@ impl Deliverer {
         };
         // Unlike the first copy's key, and unlike that of a repeat for another reason.
         let suffix = format!(":r{because}");
-        if let Some(pending) = self.hand_over(to, msg_id, &envelope, suffix).await {
+        if let Some(pending) = self.hand_over(to, msg_id, &envelope, suffix, None).await {
             pending.await;
         }
     }
@@ -193,7 +199,12 @@ impl Deliverer {
         msg_id: MsgId,
         envelope: &Envelope,
         suffix: String,
+        trail: Option<&Trail>,
     ) -> Option<Pending> {
+        let mut step = self.bus.step("fan out", trail);
+        step.note("qiyu.partition", || self.partition.to_string());
+        step.note("qiyu.gateway", || to.to_string());
+        let trail = step.trail();
         let bytes = match codec::encode(envelope) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -202,7 +213,8 @@ impl Deliverer {
             }
         };
         self.metrics.envelopes.inc();
-        let first = self.bus.hand_over(&to, msg_id, bytes.clone(), &suffix).await;
+        let started = Instant::now();
+        let first = self.bus.hand_over(&to, msg_id, bytes.clone(), &suffix, trail.as_ref()).await;
         let about = match *envelope {
             Envelope::Room { app, room, .. }
             | Envelope::RoomClosed { app, room, .. }
@@ -210,9 +222,10 @@ impl Deliverer {
             Envelope::Direct { app, user, .. } => Some(About::User(app, user)),
             Envelope::Unknown => None,
         };
-        let (bus, metrics) = (self.bus.clone(), self.metrics.clone());
+        let (bus, metrics, partition) = (self.bus.clone(), self.metrics.clone(), self.partition);
         let all_skipped = Arc::clone(&self.skipped);
         let finish = async move {
+            let _until_it_is_stored = step;
             let mut outcome = match first {
                 Ok(ack) => ack.stored().await,
                 Err(error) => Err(error),
@@ -220,7 +233,11 @@ impl Deliverer {
             let mut pause = RETRY_MIN;
             loop {
                 match outcome {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        metrics.handed_over(started.elapsed());
+                        debug!(%msg_id, gateway = %to, %partition, "envelope handed over");
+                        return;
+                    }
                     Err(HandoverError::Full) => {
                         // It is far behind; `prev` of a later envelope will send it to the log.
                         metrics.skipped.inc();
@@ -264,10 +281,18 @@ impl Deliverer {
             };
             let target = DirectTarget { connection, prev: prev.replace(*msg_id) };
             let (msg_id, to_one) = (*msg_id, vec![target]);
-            let envelope = Envelope::Direct { app, user, msg_id, biz_code, data, to: to_one };
+            let envelope = Envelope::Direct {
+                app,
+                user,
+                msg_id,
+                biz_code,
+                data,
+                to: to_one,
+                at_ms: None, // it has waited: how long is no measure of us
+            };
             // The same message may wait for further connections of the same gateway.
             let suffix = format!(":w{connection}");
-            pending.extend(self.hand_over(to.clone(), msg_id, &envelope, suffix).await);
+            pending.extend(self.hand_over(to.clone(), msg_id, &envelope, suffix, None).await);
         }
         pending
     }
@@ -321,7 +346,7 @@ async fn attempt(
     bytes: Bytes,
     suffix: &str,
 ) -> Result<(), HandoverError> {
-    bus.hand_over(to, msg_id, bytes, suffix).await?.stored().await
+    bus.hand_over(to, msg_id, bytes, suffix, None).await?.stored().await
 }
 
 /// Until it works. What an owner that has lost its claim meanwhile still does

@@ -237,6 +237,14 @@ const MEASURE_KEPT_MS: u64 = 24 * 3600 * 1000;
 /// Names remembered per sender and partition: 24 bytes each.
 const SENT_MAX: usize = 1000;
 
+/// What somebody said in a room, and when.
+struct Said {
+    from: Option<UserId>,
+    biz_code: i32,
+    data: String,
+    at_ms: u64,
+}
+
 impl Fold {
     /// Folds the event stored as `msg_id`.
     ///
@@ -257,7 +265,7 @@ impl Fold {
                 Vec::new() // the first copy was delivered
             }
             Event::RoomMessageSent { app, room, sender, biz_code, data } => {
-                self.say(app, room, msg_id, sender.user, biz_code, &data)
+                self.say(app, room, msg_id, &Said { from: sender.user, biz_code, data, at_ms })
             }
             Event::DirectMessageSent { app, to, biz_code, data, .. } => {
                 self.write_to(app, to, msg_id, at_ms, biz_code, data)
@@ -439,15 +447,7 @@ impl Fold {
         );
     }
 
-    fn say(
-        &mut self,
-        app: AppId,
-        room: RoomId,
-        msg_id: MsgId,
-        from: Option<UserId>,
-        biz_code: i32,
-        data: &str,
-    ) -> Vec<Effect> {
+    fn say(&mut self, app: AppId, room: RoomId, msg_id: MsgId, said: &Said) -> Vec<Effect> {
         let Some(members) = self.rooms.get_mut(&(app, room)) else { return Vec::new() };
         if members.closed.is_some() {
             return Vec::new(); // kept and readable, delivered to nobody
@@ -459,9 +459,10 @@ impl Fold {
                 room,
                 msg_id,
                 prev: std::mem::replace(&mut members.prev, msg_id),
-                from,
-                biz_code,
-                data: data.to_owned(),
+                from: said.from,
+                biz_code: said.biz_code,
+                data: said.data.clone(),
+                at_ms: Some(said.at_ms),
             },
         };
         members.gateways.iter_mut().map(|(to, members)| envelope(to, members)).collect()
@@ -659,6 +660,7 @@ impl Fold {
                     biz_code,
                     data: data.clone(),
                     to: targets,
+                    at_ms: Some(at_ms),
                 },
             })
             .collect()

@@ -15,6 +15,7 @@
 //! loop), then `worker` (which partitions are ours).
 
 pub mod fold;
+mod heat;
 
 mod deliver;
 mod lag;

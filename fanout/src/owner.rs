@@ -14,12 +14,14 @@ use qiyu_nats::{
     chain,
     codec::{self, DecodeError},
     command::{CloseAbandoned, LIVING, ListMembers, ListWaiting, Members},
+    event::Event,
     lease::Lease,
     log::{Dead, LogEntry, LogReader, ReadError},
     position::{self, Claim, Position},
     service::Answering,
     stream::BucketName,
     subject,
+    trail::Trail,
 };
 use tokio::{
     sync::Mutex,
@@ -32,6 +34,7 @@ use tracing::{debug, error, info};
 use crate::{
     deliver::{Deliverer, WINDOW},
     fold::Fold,
+    heat::Heat,
     lag::Lag,
     metrics::Metrics,
     query::{Question, answer_questions},
@@ -168,6 +171,7 @@ const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Means {
     pub(crate) metrics: Metrics,
+    pub(crate) heat: Heat,
     pub(crate) tasks: TaskTracker,
     pub(crate) answering: Answering,
     /// How long an anchor may be gone. `None`: for ever.
@@ -181,6 +185,7 @@ pub(crate) struct Owner {
     claim: Claim,
     lease: Lease,
     metrics: Metrics,
+    heat: Heat,
     tasks: TaskTracker,
     answering: Answering,
     deliverer: Deliverer,
@@ -214,7 +219,7 @@ impl Owner {
         lease: Lease,
         means: Means,
     ) -> Self {
-        let Means { metrics, tasks, answering, anchor_grace } = means;
+        let Means { metrics, heat, tasks, answering, anchor_grace } = means;
         let Prepared { partition, mut fold, base, folded, recorded, revision } = prepared;
         fold.stir_all();
         let (bus, counting) = (bus.clone(), metrics.clone());
@@ -228,6 +233,7 @@ impl Owner {
             claim,
             lease,
             metrics,
+            heat,
             tasks,
             answering,
             fold,
@@ -249,7 +255,9 @@ impl Owner {
 
     /// Until `hand_over`, or until it must not act any more.
     pub(crate) async fn run(mut self, hand_over: CancellationToken) -> End {
-        match self.own(hand_over).await {
+        let owned = self.own(hand_over).await;
+        self.metrics.has_left(self.partition);
+        match owned {
             Ok(()) => End::HandedOver,
             Err(end) => end,
         }
@@ -300,7 +308,7 @@ impl Owner {
                             continue;
                         }
                     };
-                    self.take(entry).await;
+                    self.take(entry, reader.take_trail()).await;
                     if RECORD_EVENTS <= self.confirmed().saturating_sub(self.recorded) {
                         self.record().await?;
                     }
@@ -349,13 +357,16 @@ impl Owner {
         }
     }
 
-    async fn take(&mut self, entry: LogEntry) {
+    async fn take(&mut self, entry: LogEntry, trail: Option<Trail>) {
         self.metrics.events.inc();
         self.lag.read(&entry, qiyu_nats::now_ms());
         let msg_id = entry.msg_id();
         let effects = match entry.record() {
             Ok(record) => {
                 self.folded_ms = self.folded_ms.max(record.at_ms);
+                if let Event::RoomMessageSent { app, room, .. } = &record.event {
+                    self.heat.count(*app, *room);
+                }
                 self.fold.apply(msg_id, record)
             }
             Err(error) => {
@@ -374,7 +385,7 @@ impl Owner {
             return;
         };
         for effect in effects {
-            for pending in self.deliverer.begin(msg_id, effect).await {
+            for pending in self.deliverer.begin(msg_id, effect, trail.as_ref()).await {
                 self.open.push_back(before);
                 self.under_way.push_back(pending.boxed());
             }
@@ -412,6 +423,7 @@ impl Owner {
     /// Once a second while behind, and once more when that is over.
     async fn tell_lag(&mut self) {
         let behind = self.lag.behind();
+        self.metrics.is_behind(self.partition, behind);
         let worth_telling = LAG_TOLD_FROM <= behind;
         if worth_telling || self.lag_told {
             self.bus.report_lag(self.partition, behind).await;

@@ -15,12 +15,14 @@ use qiyu_nats::{
     lease::{Lease, LeaseError, LeaseTerms, Wanted},
     position::Claim,
     stream::BucketName,
+    vitals::FanoutVitals,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    heat::Heat,
     metrics::Metrics,
     owner::{self, End, Means, Owner},
 };
@@ -68,6 +70,8 @@ pub struct Fanout {
     tasks: TaskTracker,
     lease: Lease,
     coverage: watch::Receiver<Coverage>,
+    metrics: Metrics,
+    heat: Heat,
 }
 
 /// What the worker knows about everybody's partitions.
@@ -111,6 +115,7 @@ impl Fanout {
             .answering("qiyu-fanout", "What partition owners know", &tasks, stop.clone())
             .await
             .map_err(StartError::Answer)?;
+        let heat = Heat::default();
         let unknown = usize::from(Partition::COUNT);
         let (told, coverage) = watch::channel(Coverage { unowned: unknown, starting: unknown });
         let worker = Worker {
@@ -120,7 +125,8 @@ impl Fanout {
             workers,
             claims,
             means: Means {
-                metrics,
+                metrics: metrics.clone(),
+                heat: heat.clone(),
                 tasks: tasks.clone(),
                 answering,
                 anchor_grace: config.anchor_grace,
@@ -135,7 +141,7 @@ impl Fanout {
             worker.run(alarm).await;
         });
         tasks.close();
-        Ok(Self { tasks, lease, coverage })
+        Ok(Self { tasks, lease, coverage, metrics, heat })
     }
 
     /// Whether every partition has an owner and ours are at work.
@@ -151,6 +157,18 @@ impl Fanout {
             (true, unowned, starting) => {
                 Err(format!("{unowned} partitions without an owner, {starting} starting"))
             }
+        }
+    }
+
+    /// How it is, for those who look.
+    pub fn vitals(&self) -> FanoutVitals {
+        let ms = |behind: Duration| u64::try_from(behind.as_millis()).unwrap_or(u64::MAX);
+        FanoutVitals {
+            partitions: self.metrics.lags().into_iter().map(|(p, lag)| (p, ms(lag))).collect(),
+            events: self.metrics.events.get(),
+            envelopes: self.metrics.envelopes.get(),
+            skipped: self.metrics.skipped.get(),
+            rooms: self.heat.hottest(),
         }
     }
 
@@ -224,6 +242,7 @@ impl Worker {
         }
         let starting = wanted.len();
         self.coverage.send_replace(Coverage { unowned, starting });
+        self.means.metrics.unowned.set(unowned as i64);
         self.let_go(moving).await;
         self.take_up(wanted, &live).await;
         self.means.metrics.partitions.set(self.owners.len() as i64);

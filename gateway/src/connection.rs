@@ -225,7 +225,7 @@ impl Connection {
         let index = queue.unacked.iter().position(|(owed, _)| *owed == msg_id)?;
         let (_, entry) = queue.unacked.remove(index)?;
         drop(queue);
-        entry.settle(Settled::Acknowledged);
+        entry.acknowledged_by(self.id);
         Some(entry)
     }
 
@@ -267,8 +267,14 @@ impl Connection {
         self.queue.lock().stalled = since;
     }
 
-    /// Moves what is queued to `out`, up to a good write's worth.
-    pub(crate) fn drain_into(&self, out: &mut BytesMut) {
+    /// Bytes waiting for it.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.queue.lock().bytes
+    }
+
+    /// Moves what is queued to `out`, up to a good write's worth. Of messages
+    /// that are measured here, `accepted_ms` gets when they were accepted.
+    pub(crate) fn drain_into(&self, out: &mut BytesMut, accepted_ms: &mut Vec<u64>) {
         let mut queue = self.queue.lock();
         if !queue.welcomed {
             // A refusal before the welcome has nothing queued before it but its farewell.
@@ -284,6 +290,7 @@ impl Connection {
             match item {
                 Item::Reply(code, reply) => self.wire.write_reply(out, code, &reply),
                 Item::Message(entry) | Item::Missed(entry) => {
+                    accepted_ms.extend(entry.first_written_to(self.id));
                     self.wire.write_message(out, &entry.message, &self.user_digits);
                 }
                 Item::Notice(message) => self.wire.write_message(out, &message, &self.user_digits),

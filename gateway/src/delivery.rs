@@ -15,6 +15,7 @@ use qiyu_nats::{
     notice::{Notice, Notices},
     outbox::{Ack, Delivery, Outbox, OutboxError},
     subject::{self, RoomKind},
+    trail::Step,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -25,9 +26,8 @@ use tracing::{debug, warn};
 
 use crate::{
     connection::Connection,
-    entry::{Entry, Settled, Source},
+    entry::{Desk, Entry, Sample, Settled, Source},
     frame::{Message, biz},
-    metrics::Metrics,
 };
 
 /// Orders waiting for this task. Whoever sends one waits when it is full.
@@ -83,9 +83,8 @@ pub(crate) struct Dispatcher {
     pub(crate) bus: Bus,
     pub(crate) gateway: Incarnation,
     pub(crate) terms: Terms,
-    pub(crate) metrics: Metrics,
+    pub(crate) desk: Desk,
     pub(crate) orders: mpsc::Sender<Order>,
-    pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
     pub(crate) tasks: TaskTracker,
     /// Whether this life may act at all; see `qiyu_presence::Life::may_act`.
     pub(crate) may_act: Box<dyn Fn() -> bool + Send + Sync>,
@@ -127,14 +126,20 @@ struct Member {
 /// An envelope that has to wait for what comes before it.
 struct Waiting {
     prev: MsgId,
+    place: Place,
+    what: What,
+}
+
+/// An envelope's place in the queue, and what its trace says meanwhile.
+struct Place {
     seq: u64,
     ack: Ack,
-    what: What,
+    step: Step,
 }
 
 /// What an envelope brings to a room.
 enum What {
-    Said { from: Option<UserId>, biz_code: i32, data: String },
+    Said { from: Option<UserId>, biz_code: i32, data: String, at_ms: Option<u64> },
     Closed,
 }
 
@@ -289,23 +294,25 @@ impl DeliveryTask {
             }
             return;
         }
-        let Delivery { seq, ack, .. } = &delivery;
-        let (seq, ack) = (*seq, ack.clone());
+        let (seq, ack) = (delivery.seq, delivery.ack.clone());
+        let step = self.with.bus.step("deliver", delivery.trail.as_ref());
+        let place = Place { seq, ack: ack.clone(), step };
         match delivery.envelope() {
-            Ok(Envelope::Room { app, room, msg_id, prev, from, biz_code, data }) => {
-                let what = What::Said { from, biz_code, data };
-                self.arrive((app, room), msg_id, Waiting { prev, seq, ack, what }).await;
+            Ok(Envelope::Room { app, room, msg_id, prev, from, biz_code, data, at_ms }) => {
+                let what = What::Said { from, biz_code, data, at_ms };
+                self.arrive((app, room), msg_id, Waiting { prev, place, what }).await;
             }
             Ok(Envelope::RoomClosed { app, room, msg_id, prev, late }) if late.is_empty() => {
                 let what = What::Closed;
-                self.arrive((app, room), msg_id, Waiting { prev, seq, ack, what }).await;
+                self.arrive((app, room), msg_id, Waiting { prev, place, what }).await;
             }
             Ok(Envelope::RoomClosed { app, room, msg_id, late, .. }) => {
-                self.tell_latecomers((app, room), msg_id, seq, ack, &late);
+                self.tell_latecomers((app, room), msg_id, place, &late);
             }
             Ok(Envelope::Repeat { app, room, msg_id, sends, from, biz_code, data, to }) => {
                 let message = Message::new(app, biz_code, &data, Some(msg_id));
-                let entry = self.open(app, Some(room), msg_id, message, From::Queue(seq, ack));
+                let from_queue = From::Queue(place);
+                let entry = self.open(app, Some(room), msg_id, message, from_queue, None);
                 entry.sent_before(sends);
                 let recipients = to.iter().filter_map(|id| self.connections.get(id));
                 for connection in recipients.filter(|c| Some(c.who.user) != from) {
@@ -314,9 +321,10 @@ impl DeliveryTask {
                 }
                 entry.seal();
             }
-            Ok(Envelope::Direct { app, msg_id, biz_code, data, to, .. }) => {
+            Ok(Envelope::Direct { app, msg_id, biz_code, data, to, at_ms, .. }) => {
                 let message = Message::new(app, biz_code, &data, Some(msg_id));
-                let entry = self.open(app, None, msg_id, message, From::Queue(seq, ack));
+                let sample = at_ms.map(|at_ms| Sample::of(at_ms, msg_id, 1));
+                let entry = self.open(app, None, msg_id, message, From::Queue(place), sample);
                 self.arrive_direct(&entry, &to);
                 entry.seal();
             }
@@ -337,7 +345,7 @@ impl DeliveryTask {
             Some(room) => room.last.is_some_and(|last| msg_id <= last),
         };
         if dealt_with {
-            return self.with.bus.ack(&envelope.ack).await;
+            return self.with.bus.ack(&envelope.place.ack).await;
         }
         let room = self.rooms.entry(key).or_default();
         room.waiting.insert(msg_id, envelope); // a redelivery brings a fresher acknowledgement
@@ -357,14 +365,14 @@ impl DeliveryTask {
                 }
                 return;
             }
-            let (msg_id, Waiting { seq, ack, what, .. }) = first.remove_entry();
+            let (msg_id, Waiting { place, what, .. }) = first.remove_entry();
             if msg_id <= last {
                 // Dealt with by way of the log; its envelope has nothing more to bring.
                 let (bus, tasks) = (self.with.bus.clone(), &self.with.tasks);
-                tasks.spawn(async move { bus.ack(&ack).await });
+                tasks.spawn(async move { bus.ack(&place.ack).await });
                 continue;
             }
-            self.expand(key, msg_id, what, From::Queue(seq, ack));
+            self.expand(key, msg_id, what, From::Queue(place));
         }
     }
 
@@ -375,11 +383,17 @@ impl DeliveryTask {
             What::Said { biz_code, data, .. } => Message::new(app, *biz_code, data, Some(msg_id)),
             What::Closed => closed_message(key, msg_id),
         });
-        let entry = self.open(app, Some(room_id), msg_id, Arc::clone(&message), from);
+        let audience = self.rooms.get(&key).map_or(0, |room| room.members.len());
+        let sample = match &what {
+            What::Said { at_ms: Some(at_ms), .. } => Some(Sample::of(*at_ms, msg_id, audience)),
+            _ => None,
+        };
+        let entry = self.open(app, Some(room_id), msg_id, Arc::clone(&message), from, sample);
         let mut lagging = Vec::new();
         let may_lag = self.own_clock.len() < OWN_CLOCK_MAX;
         let Some(room) = self.rooms.get_mut(&key) else { return entry.seal() };
         room.last = Some(msg_id);
+        debug!(%msg_id, room = %room_id, members = room.members.len(), "message put on queues");
         match what {
             What::Said { from, .. } => {
                 for member in
@@ -411,7 +425,7 @@ impl DeliveryTask {
         entry.seal();
         if !lagging.is_empty() {
             // The same message, on our own clock: the envelope is not held up for them.
-            let entry = self.open(app, Some(room_id), msg_id, message, From::Lagging);
+            let entry = self.open(app, Some(room_id), msg_id, message, From::Lagging, None);
             for connection in &lagging {
                 entry.expect(connection);
                 connection.send(&entry);
@@ -420,16 +434,10 @@ impl DeliveryTask {
         }
     }
 
-    fn tell_latecomers(
-        &mut self,
-        key: RoomKey,
-        msg_id: MsgId,
-        seq: u64,
-        ack: Ack,
-        late: &[ConnId],
-    ) {
+    fn tell_latecomers(&mut self, key: RoomKey, msg_id: MsgId, place: Place, late: &[ConnId]) {
         let message = closed_message(key, msg_id);
-        let entry = self.open(key.0, Some(key.1), msg_id, message, From::Queue(seq, ack));
+        let from = From::Queue(place);
+        let entry = self.open(key.0, Some(key.1), msg_id, message, from, None);
         for connection in late.iter().filter_map(|id| self.connections.get(id)) {
             entry.expect(connection);
             connection.end_room();
@@ -520,16 +528,17 @@ impl DeliveryTask {
         msg_id: MsgId,
         message: impl Into<Arc<Message>>,
         from: From,
+        sample: Option<Sample>,
     ) -> Arc<Entry> {
-        let (seq, source) = match from {
-            From::Queue(seq, ack) => (Some(seq), Source::Envelope(ack)),
-            From::Log => (None, Source::Log),
-            From::Lagging => (None, Source::Lagging),
+        let (seq, source, step) = match from {
+            From::Queue(Place { seq, ack, step }) => (Some(seq), Source::Envelope(ack), step),
+            From::Log => (None, Source::Log, Step::default()),
+            From::Lagging => (None, Source::Lagging, Step::default()),
         };
         let message = message.into();
-        let (settled, metrics) = (self.with.settled.clone(), self.with.metrics.clone());
-        metrics.envelopes_pending.inc();
-        let entry = Entry::open(app, room, msg_id, message, source, settled, metrics);
+        let desk = self.with.desk.clone();
+        let entry = Entry::open(app, room, msg_id, message, source, sample, desk);
+        entry.step_is(step);
         match seq {
             Some(seq) => {
                 self.entries.insert(seq, Arc::clone(&entry));
@@ -554,7 +563,7 @@ impl DeliveryTask {
         if !room.waiting.is_empty() {
             tasks.spawn(async move {
                 for waiting in room.waiting.into_values() {
-                    bus.ack(&waiting.ack).await; // nobody is left to hear it
+                    bus.ack(&waiting.place.ack).await; // nobody is left to hear it
                 }
             });
         }
@@ -627,9 +636,10 @@ impl DeliveryTask {
                 && let Event::RoomMessageSent { sender, biz_code, data, .. } = record.event
             {
                 debug!(room = %key.1, %msg_id, "its envelope was lost, read from the log");
-                self.with.metrics.gap_fills.inc();
+                self.with.desk.metrics.gap_fills.inc();
                 // The envelope may still be on its way, or wait here: it is a repeat then.
-                let what = What::Said { from: sender.user, biz_code, data };
+                let at_ms = Some(record.at_ms);
+                let what = What::Said { from: sender.user, biz_code, data, at_ms };
                 self.expand(key, msg_id, what, From::Log);
             }
         }
@@ -683,9 +693,10 @@ impl DeliveryTask {
             if let Ok(record) = entry.record()
                 && let Event::DirectMessageSent { app, biz_code, data, .. } = record.event
             {
-                self.with.metrics.gap_fills.inc();
+                self.with.desk.metrics.gap_fills.inc();
                 let message = Message::new(app, biz_code, &data, Some(msg_id));
-                let entry = self.open(app, None, msg_id, message, From::Log);
+                let sample = Some(Sample::of(record.at_ms, msg_id, 1));
+                let entry = self.open(app, None, msg_id, message, From::Log, sample);
                 entry.expect(&connection);
                 connection.send(&entry);
                 entry.seal();
@@ -710,7 +721,7 @@ impl DeliveryTask {
 /// How a message came to be sent.
 enum From {
     /// By its envelope, at this place in the queue.
-    Queue(u64, Ack),
+    Queue(Place),
     /// Read from the log.
     Log,
     /// By its envelope, beside it.

@@ -7,14 +7,15 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
 use qiyu_nats::{
-    AppId, MsgId, RoomId, UserId,
+    AppId, ConnId, MsgId, RoomId, UserId,
     ledger::{EXCEPTIONS_MAX, Exception, Outcome, Reason, Via},
     outbox::Ack,
+    trail::Step,
 };
 use tokio::{sync::mpsc, time::Instant};
 
@@ -38,8 +39,38 @@ pub(crate) struct Entry {
     left: AtomicU32,
     slow_path: Mutex<SlowPath>,
     recorded: AtomicBool,
-    settled: mpsc::UnboundedSender<Arc<Self>>,
-    metrics: Metrics,
+    sample: Option<Sample>,
+    /// The connection whose times are measured; 0: none yet.
+    sampled: AtomicU64,
+    sample_written: AtomicBool,
+    desk: Desk,
+}
+
+/// Where it is told what became of a message.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
+    pub(crate) metrics: Metrics,
+}
+
+/// How a message is measured: at one of its recipients, because a look at the
+/// clock for each would cost a crowded room as much as the message.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// When it was accepted, ms since 1970.
+    accepted_ms: u64,
+    /// At which of its recipients, from 0.
+    nth: u32,
+}
+
+impl Sample {
+    /// One of `audience`, a different one for each message, so that what is
+    /// measured is how recipients fare, not how the first one does.
+    pub(crate) fn of(accepted_ms: u64, msg_id: MsgId, audience: usize) -> Self {
+        // The sender may be one of them: then the last place is empty.
+        let places = u64::try_from(audience).unwrap_or(1).saturating_sub(1).max(1);
+        Self { accepted_ms, nth: u32::try_from(msg_id.seq() % places).unwrap_or(0) }
+    }
 }
 
 /// What is only looked at when something is sent again or goes wrong.
@@ -51,6 +82,8 @@ struct SlowPath {
     ack: Option<Ack>,
     sends: u32,
     sent: Instant,
+    /// What its trace says meanwhile.
+    step: Step,
 }
 
 /// How a connection stops owing.
@@ -71,9 +104,10 @@ impl Entry {
         msg_id: MsgId,
         message: Arc<Message>,
         source: Source,
-        settled: mpsc::UnboundedSender<Arc<Self>>,
-        metrics: Metrics,
+        sample: Option<Sample>,
+        desk: Desk,
     ) -> Arc<Self> {
+        desk.metrics.envelopes_pending.inc();
         let (via, ack) = match source {
             Source::Envelope(ack) => (Via::Envelope, Some(ack)),
             Source::Log => (Via::Log, None),
@@ -101,18 +135,51 @@ impl Entry {
                 ack,
                 sends: 1,
                 sent: Instant::now(),
+                step: Step::default(),
             }),
             recorded: AtomicBool::new(false),
-            settled,
-            metrics,
+            sample,
+            sampled: AtomicU64::new(0),
+            sample_written: AtomicBool::new(false),
+            desk,
         })
+    }
+
+    /// What is happening to it, as its trace says.
+    pub(crate) fn step_is(&self, mut step: Step) {
+        step.note("qiyu.msg_id", || self.msg_id.to_string());
+        self.slow_path.lock().step = step;
     }
 
     /// One more connection it is for.
     pub(crate) fn expect(&self, connection: &Arc<Connection>) {
         self.owing.fetch_add(1, Ordering::Relaxed);
-        self.resolved.fetch_add(1, Ordering::Relaxed);
+        let nth = self.resolved.fetch_add(1, Ordering::Relaxed);
+        if self.sample.is_some_and(|sample| sample.nth == nth) {
+            self.sampled.store(connection.id.0.get(), Ordering::Relaxed);
+        }
         self.slow_path.lock().recipients.push(Arc::clone(connection));
+    }
+
+    /// When it was accepted, if it is measured at this connection and this is
+    /// the first copy to be written to it.
+    pub(crate) fn first_written_to(&self, connection: ConnId) -> Option<u64> {
+        let accepted_ms = self.accepted_ms(connection)?;
+        (!self.sample_written.swap(true, Ordering::Relaxed)).then_some(accepted_ms)
+    }
+
+    /// When it was accepted, if it is measured at this connection.
+    fn accepted_ms(&self, connection: ConnId) -> Option<u64> {
+        let here = self.sampled.load(Ordering::Relaxed) == connection.0.get();
+        self.sample.filter(|_| here).map(|sample| sample.accepted_ms)
+    }
+
+    /// The connection has acknowledged it.
+    pub(crate) fn acknowledged_by(self: &Arc<Self>, connection: ConnId) {
+        if let Some(accepted_ms) = self.accepted_ms(connection) {
+            self.desk.metrics.acknowledgement.observe_since(accepted_ms);
+        }
+        self.settle(Settled::Acknowledged);
     }
 
     /// A connection has it on its queue.
@@ -120,11 +187,11 @@ impl Entry {
         match copy {
             Copy::First => {
                 self.written.fetch_add(1, Ordering::Relaxed);
-                self.metrics.written.inc();
+                self.desk.metrics.written.inc();
             }
             Copy::Again => {
                 self.resent.fetch_add(1, Ordering::Relaxed);
-                self.metrics.resent.inc();
+                self.desk.metrics.resent.inc();
             }
         }
     }
@@ -133,11 +200,11 @@ impl Entry {
     pub(crate) fn settle(self: &Arc<Self>, how: Settled) {
         let counter = match how {
             Settled::Acknowledged => {
-                self.metrics.acknowledged.inc();
+                self.desk.metrics.acknowledged.inc();
                 &self.acknowledged
             }
             Settled::GivenUp => {
-                self.metrics.given_up.inc();
+                self.desk.metrics.given_up.inc();
                 &self.given_up
             }
             Settled::Left => &self.left,
@@ -152,6 +219,10 @@ impl Entry {
 
     /// Nobody will be added any more.
     pub(crate) fn seal(self: &Arc<Self>) {
+        {
+            let mut slow = self.slow_path.lock();
+            slow.step = std::mem::take(&mut slow.step).then("settle");
+        }
         self.release();
     }
 
@@ -159,7 +230,7 @@ impl Entry {
         if self.owing.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.slow_path.lock().recipients = Vec::new();
             // Fails only when the gateway's life is over, and with it the record.
-            self.settled.send(Arc::clone(self)).ok();
+            self.desk.settled.send(Arc::clone(self)).ok();
         }
     }
 
@@ -252,6 +323,10 @@ impl Entry {
 
     /// Its outcome is in the ledger.
     pub(crate) fn note_recorded(&self) {
+        let mut step = std::mem::take(&mut self.slow_path.lock().step);
+        let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed).to_string();
+        step.note("qiyu.acknowledged", || read(&self.acknowledged));
+        step.note("qiyu.given_up", || read(&self.given_up));
         self.recorded.store(true, Ordering::Release);
     }
 

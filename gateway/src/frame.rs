@@ -46,6 +46,17 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::RoomNotOpen,
+        Self::NotInRoom,
+        Self::NotRouted,
+        Self::Unreadable,
+        Self::TooFast,
+        Self::ContentRefused,
+        Self::Muted,
+        Self::NotStored,
+    ];
+
     pub(crate) fn code(self) -> i32 {
         match self {
             Self::RoomNotOpen => 4004,

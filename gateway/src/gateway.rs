@@ -7,7 +7,7 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use prometheus_client::registry::Registry;
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use qiyu_nats::{
     Bus,
     bucket::BucketError,
@@ -15,10 +15,11 @@ use qiyu_nats::{
     command::{EndRoom, ReplaceSession},
     event::Ending,
     lag::Lags,
-    outbox::OutboxError,
+    outbox::{Backlog, OutboxError},
     service::Refusal,
     stream::BucketName,
     subject,
+    vitals::GatewayVitals,
 };
 use qiyu_presence::{BeginError, Gateways, Life, Policy, Sessions};
 use tokio::{
@@ -27,13 +28,14 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     config::Config,
     connection::Close,
     content::{Content, ContentError},
     delivery::{DeliveryTask, Dispatcher, ORDERS_MAX, Order, Terms},
+    entry::Desk,
     frame::Wire,
     ledger, listen,
     measures::{self, Measures},
@@ -50,6 +52,8 @@ const SUSPENDED_MAX: Duration = Duration::from_secs(30);
 const SURPRISE_WINDOW: Duration = Duration::from_secs(2);
 /// How often sessions are written anew in presence; their entries last 15 minutes.
 const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
+/// How often the own queue is measured, in seconds: a question to NATS each time.
+const BACKLOG_LOOK_SECONDS: u64 = 5;
 /// How long the handing on of what was not acknowledged may take.
 const HAND_ON_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a draining gateway looks whether everybody is gone.
@@ -213,6 +217,28 @@ impl Gateway {
         }
     }
 
+    /// How it is, for those who look.
+    pub fn vitals(&self) -> GatewayVitals {
+        let (serving, m) = (self.shared.serving(), &self.shared.metrics);
+        let gauge = |gauge: &Gauge| u64::try_from(gauge.get()).unwrap_or(0);
+        GatewayVitals {
+            gateway: serving.map(|serving| serving.gateway.clone()),
+            draining: self.shared.draining.is_cancelled(),
+            connections: gauge(&m.connections),
+            logins: m.logins.get(),
+            accepted: m.accepted.get(),
+            refused: m.refused_in_all.get(),
+            written: m.written.get(),
+            resent: m.resent.get(),
+            acknowledged: m.acknowledged.get(),
+            given_up: m.given_up.get(),
+            slow: m.ended.get_or_create(&Ending::Slow.into()).get(),
+            queue_bytes: gauge(&m.queue_bytes),
+            waiting: gauge(&m.outbox_waiting),
+            pending: gauge(&m.envelopes_pending),
+        }
+    }
+
     /// Takes no new connections, sends the present ones away and finishes what is under way.
     /// Returns after the drain window at the latest.
     pub async fn drain(&self) {
@@ -327,6 +353,7 @@ impl LifeSpan {
         let unless_begun = over.clone().drop_guard(); // whatever fails below, nothing runs on
         let (orders, orders_to_obey) = mpsc::channel(ORDERS_MAX);
         let (settled, to_record) = mpsc::unbounded_channel();
+        let desk = Desk { settled, metrics: shared.metrics.clone() };
         life.announce(&tasks, over.clone()).await?;
         let membership =
             Membership::new(bus.clone(), gateway.clone(), orders.clone(), tasks.clone());
@@ -343,7 +370,7 @@ impl LifeSpan {
             content: Arc::clone(&shared.content),
             limits: Arc::clone(&shared.limits),
             orders: orders.clone(),
-            settled: settled.clone(),
+            desk: desk.clone(),
             metrics: shared.metrics.clone(),
         });
         let acting = Arc::clone(&serving);
@@ -351,9 +378,8 @@ impl LifeSpan {
             bus: bus.clone(),
             gateway: gateway.clone(),
             terms: Terms { ack_wait: config.ack_wait, sends_max: config.max_sends },
-            metrics: shared.metrics.clone(),
+            desk,
             orders,
-            settled,
             tasks: tasks.clone(),
             may_act: Box::new(move || acting.may_act()),
         };
@@ -500,10 +526,39 @@ async fn keep_house(serving: Arc<Serving>, stop: CancellationToken) {
                 suspended_since = Some(Instant::now()); // those who come back get as long again
             }
         }
+        measure(&serving);
+        if number % BACKLOG_LOOK_SECONDS == 0 {
+            serving.tasks.spawn(measure_backlog(Arc::clone(&serving)));
+        }
         if REFRESH_EVERY <= refreshed.elapsed() {
             refreshed = Instant::now();
             serving.tasks.spawn(refresh_sessions(Arc::clone(&serving)));
         }
+    }
+}
+
+/// What is measured by looking, because keeping count of it would cost every message.
+fn measure(serving: &Serving) {
+    let (mut total, mut most) = (0, 0);
+    for connection in serving.connections() {
+        let bytes = connection.queued_bytes();
+        (total, most) = (total + bytes, most.max(bytes));
+    }
+    let told = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    serving.metrics.queue_bytes.set(told(total));
+    serving.metrics.queue_bytes_max.set(told(most));
+    serving.metrics.brakes_on.set(told(serving.brakes.count_on()));
+}
+
+/// Asks how much lies in our queue. Unanswered, the last answer stands.
+async fn measure_backlog(serving: Arc<Serving>) {
+    match serving.bus.backlog(&serving.gateway).await {
+        Ok(Backlog { waiting, unacknowledged }) => {
+            let told = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+            serving.metrics.outbox_waiting.set(told(waiting));
+            serving.metrics.outbox_unacknowledged.set(told(unacknowledged));
+        }
+        Err(error) => debug!(error = %chain(&error), "own queue not measured"),
     }
 }
 

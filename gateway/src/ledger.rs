@@ -8,7 +8,7 @@ use qiyu_nats::{
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, field, warn};
 
 use crate::{entry::Entry, metrics::Metrics};
 
@@ -60,6 +60,8 @@ pub(crate) async fn record_settled(
         }
         for entry in batch.drain(..) {
             entry.note_recorded();
+            let (msg_id, room) = (entry.msg_id, entry.room.map(field::display));
+            debug!(%msg_id, room, "message settled");
             metrics.envelopes_pending.dec();
             if let Some(ack) = entry.ack() {
                 bus.ack(&ack).await;

@@ -1,8 +1,10 @@
 //! What a gateway counts.
 
+use std::time::Duration;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use qiyu_nats::event::Ending;
@@ -21,7 +23,9 @@ pub(crate) struct Metrics {
     /// Business frames stored in the log.
     pub(crate) accepted: Counter,
     /// Business frames refused.
-    pub(crate) refused: Family<ReasonLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+    /// The sum of them, for vitals.
+    pub(crate) refused_in_all: Counter,
     /// What came too fast, by what was shared out.
     limited: Family<LimitLabel, Counter>,
     /// Questions about content that were not answered in time.
@@ -40,6 +44,47 @@ pub(crate) struct Metrics {
     pub(crate) gap_fills: Counter,
     /// Connections ended.
     pub(crate) ended: Family<EndingLabel, Counter>,
+    /// Time from handing a message to the log to the log's confirmation.
+    pub(crate) append: Latency,
+    /// Time from accepting a message to its last byte leaving for one recipient.
+    pub(crate) delivery: Latency,
+    /// Time from accepting a message to that recipient's acknowledgement.
+    pub(crate) acknowledgement: Latency,
+    /// Bytes waiting for connections, all together.
+    pub(crate) queue_bytes: Gauge,
+    /// Bytes waiting for the connection with the most.
+    pub(crate) queue_bytes_max: Gauge,
+    /// Partitions that take no messages because their fan-out is behind.
+    pub(crate) brakes_on: Gauge,
+    /// Envelopes in this gateway's queue that it was not handed yet.
+    pub(crate) outbox_waiting: Gauge,
+    /// Envelopes it was handed and the queue has not seen acknowledged.
+    pub(crate) outbox_unacknowledged: Gauge,
+}
+
+/// How long something took.
+#[derive(Clone, Debug)]
+pub(crate) struct Latency(Histogram);
+
+impl Default for Latency {
+    fn default() -> Self {
+        // From one hop over loopback to where an append is given up (10 s).
+        Self(Histogram::new([
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+        ]))
+    }
+}
+
+impl Latency {
+    pub(crate) fn observe(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
+    }
+
+    /// Since a moment of this or another machine's clock; clocks that differ
+    /// the wrong way make it nothing, not negative.
+    pub(crate) fn observe_since(&self, at_ms: u64) {
+        self.observe(Duration::from_millis(qiyu_nats::now_ms().saturating_sub(at_ms)));
+    }
 }
 
 /// Label of [`Metrics::refused`].
@@ -54,6 +99,19 @@ impl From<Reason> for ReasonLabel {
     }
 }
 
+/// How a connection ends here.
+const ENDINGS: [Ending; 10] = [
+    Ending::Logout,
+    Ending::Disconnect,
+    Ending::Idle,
+    Ending::Slow,
+    Ending::Abuse,
+    Ending::Replaced,
+    Ending::Kicked,
+    Ending::Banned,
+    Ending::Drained,
+    Ending::Unstored,
+];
 /// What is shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Limit {
@@ -65,6 +123,18 @@ pub(crate) enum Limit {
     SendRoom,
     /// Fan-out is far behind.
     SendPartition,
+}
+
+impl Limit {
+    const ALL: [Self; 7] = [
+        Self::ConnectAddress,
+        Self::ConnectUser,
+        Self::SendConnection,
+        Self::SendUser,
+        Self::SendAddress,
+        Self::SendRoom,
+        Self::SendPartition,
+    ];
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -126,6 +196,12 @@ impl From<Ending> for EndingLabel {
 }
 
 impl Metrics {
+    /// A business frame was refused.
+    pub(crate) fn refuse(&self, reason: Reason) {
+        self.refused.get_or_create(&reason.into()).inc();
+        self.refused_in_all.inc();
+    }
+
     /// Something was refused because it came too fast.
     pub(crate) fn too_fast(&self, limit: Limit) {
         self.limited.get_or_create(&limit.into()).inc();
@@ -133,6 +209,16 @@ impl Metrics {
 
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let m = Self::default();
+        // From the start at 0: who looks for an increase would miss the first one.
+        for reason in Reason::ALL {
+            drop(m.refused.get_or_create(&reason.into()));
+        }
+        for limit in Limit::ALL {
+            drop(m.limited.get_or_create(&limit.into()));
+        }
+        for ending in ENDINGS {
+            drop(m.ended.get_or_create(&ending.into()));
+        }
         let r = registry.sub_registry_with_prefix("qiyu_gateway");
         r.register("connections", "Connections logged in", m.connections.clone());
         r.register("logins", "Logins that worked", m.logins.clone());
@@ -164,6 +250,46 @@ impl Metrics {
             m.gap_fills.clone(),
         );
         r.register("ended", "Connections ended, by reason", m.ended.clone());
+        r.register(
+            "append_duration_seconds",
+            "Time from handing a message to the log to the log's confirmation",
+            m.append.0.clone(),
+        );
+        r.register(
+            "delivery_duration_seconds",
+            "Time from accepting a message to writing it to a recipient's socket; one of each message's",
+            m.delivery.0.clone(),
+        );
+        r.register(
+            "acknowledgement_duration_seconds",
+            "Time from accepting a message to a recipient's acknowledgement; one of each message's",
+            m.acknowledgement.0.clone(),
+        );
+        r.register(
+            "queue_bytes",
+            "Bytes waiting for connections, all together",
+            m.queue_bytes.clone(),
+        );
+        r.register(
+            "queue_bytes_max",
+            "Bytes waiting for the connection with the most",
+            m.queue_bytes_max.clone(),
+        );
+        r.register(
+            "brakes_on",
+            "Partitions that take no messages because their fan-out is behind",
+            m.brakes_on.clone(),
+        );
+        r.register(
+            "outbox_waiting",
+            "Envelopes in this gateway's queue that it was not handed yet",
+            m.outbox_waiting.clone(),
+        );
+        r.register(
+            "outbox_unacknowledged",
+            "Envelopes it was handed and the queue has not seen acknowledged",
+            m.outbox_unacknowledged.clone(),
+        );
         m
     }
 }

@@ -57,11 +57,8 @@ pub(crate) async fn missed(
         let Ok(record) = entry.record() else { continue }; // fan-out has set it aside, too
         let Event::RoomMessageSent { app, biz_code, data, .. } = record.event else { continue };
         let message = Message::new(app, biz_code, &data, Some(msg_id));
-        let (settled, metrics) = (serving.settled.clone(), serving.metrics.clone());
-        metrics.envelopes_pending.inc();
-        let source = Source::Resume;
-        let entry =
-            Entry::open(app, Some(room), msg_id, Arc::new(message), source, settled, metrics);
+        let (message, source, desk) = (Arc::new(message), Source::Resume, serving.desk.clone());
+        let entry = Entry::open(app, Some(room), msg_id, message, source, None, desk);
         entry.expect(connection);
         missed.push(entry);
     }

@@ -32,7 +32,7 @@ use crate::{
     connection::{Close, Connection},
     content::Content,
     delivery::Order,
-    entry::Entry,
+    entry::Desk,
     measures::Measures,
     membership::Membership,
     metrics::Metrics,
@@ -54,7 +54,7 @@ pub(crate) struct Serving {
     pub(crate) content: Arc<Content>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) orders: mpsc::Sender<Order>,
-    pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
+    pub(crate) desk: Desk,
     pub(crate) metrics: Metrics,
     /// What must be finished before this life may end.
     pub(crate) tasks: TaskTracker,
@@ -76,7 +76,7 @@ pub(crate) struct Parts {
     pub(crate) content: Arc<Content>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) orders: mpsc::Sender<Order>,
-    pub(crate) settled: mpsc::UnboundedSender<Arc<Entry>>,
+    pub(crate) desk: Desk,
     pub(crate) metrics: Metrics,
 }
 
@@ -92,7 +92,7 @@ impl Serving {
             content,
             limits,
             orders,
-            settled,
+            desk,
             metrics,
         } = parts;
         Arc::new(Self {
@@ -106,7 +106,7 @@ impl Serving {
             content,
             limits,
             orders,
-            settled,
+            desk,
             metrics,
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),

@@ -101,6 +101,8 @@ pub(crate) struct Socket {
     peer: SocketAddr,
     protocol: Protocol,
     out: BytesMut,
+    /// When messages in `out` were accepted, of those that are measured here.
+    accepted_ms: Vec<u64>,
     /// Answers to business frames, in the order of the frames.
     pending: VecDeque<Pending>,
     working: Option<Working>,
@@ -170,6 +172,7 @@ impl Socket {
             peer,
             protocol,
             out: BytesMut::new(),
+            accepted_ms: Vec::new(),
             pending: VecDeque::new(),
             working: None,
             sends: Bucket::full(send_rate),
@@ -279,12 +282,15 @@ impl Socket {
     fn write(&mut self) -> Result<(), Ending> {
         loop {
             if self.closing_until.is_none() {
-                self.connection.drain_into(&mut self.out);
+                self.connection.drain_into(&mut self.out, &mut self.accepted_ms);
                 self.say_goodbye();
             }
             if self.out.is_empty() {
                 if KEPT_OUT_BYTES < self.out.capacity() {
                     self.out = BytesMut::new();
+                }
+                for accepted_ms in self.accepted_ms.drain(..) {
+                    self.serving.metrics.delivery.observe_since(accepted_ms);
                 }
                 return Ok(());
             }
@@ -467,8 +473,8 @@ impl Socket {
     fn answer(&mut self, answered: Answered) {
         let Answered { client_msg_id, outcome } = answered;
         match &outcome {
-            Ok(_) => self.serving.metrics.accepted.inc(),
-            Err(reason) => self.serving.metrics.refused.get_or_create(&(*reason).into()).inc(),
+            Ok(_) => drop(self.serving.metrics.accepted.inc()),
+            Err(reason) => self.serving.metrics.refuse(*reason),
         };
         let said = match outcome {
             Ok(None) => return,

@@ -11,7 +11,7 @@ use qiyu_nats::{
     subject::{self, RoomKind},
 };
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, field, warn};
 
 use crate::{
     chat::{self, Addressee, Ask, Identity},
@@ -34,6 +34,7 @@ pub(crate) async fn store(
     arrived: Instant,
     number: u64,
 ) -> Result<Option<MsgId>, Reason> {
+    let mut step = serving.bus.first_step("accept");
     let who = &connection.who;
     let sender = Sender {
         user: Some(who.user),
@@ -46,6 +47,8 @@ pub(crate) async fn store(
     let (app, now_ms) = (who.app, qiyu_nats::now_ms());
     let partition = ask.partition(app);
     let (said, to_room) = (ask.words(), ask.room());
+    step.note("qiyu.partition", || partition.to_string());
+    step.note("qiyu.room", || to_room.map_or_else(String::new, |room| room.to_string()));
     let (subject, event) = match ask {
         Ask::Room { room, biz_code, data } => {
             may_speak(serving, connection, room).await?;
@@ -102,9 +105,18 @@ pub(crate) async fn store(
         may_be_said(serving, connection, &event, content, &place).await?;
     }
     let record = Record::now(event);
-    let appended = serving.bus.append(subject, &record, &key, Condition::Any, deadline).await;
-    match appended {
-        Ok(appended) => Ok(Some(appended.msg_id)),
+    let handed_over = Instant::now();
+    let mut appending = step.then("append");
+    let trail = appending.trail();
+    let appended = serving.bus.append_on_trail(subject, &record, &key, deadline, trail.as_ref());
+    match appended.await {
+        Ok(appended) => {
+            appending.note("qiyu.msg_id", || appended.msg_id.to_string());
+            serving.metrics.append.observe(handed_over.elapsed());
+            let msg_id = appended.msg_id;
+            debug!(%msg_id, room = to_room.map(field::display), %partition, "message stored");
+            Ok(Some(msg_id))
+        }
         Err(error @ AppendError::Refused { .. }) => {
             warn!(error = %chain(&error), connection = %connection.id, "message refused by the log");
             Err(Reason::NotStored)

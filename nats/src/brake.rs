@@ -40,6 +40,11 @@ impl Brakes {
         }
     }
 
+    /// How many partitions take no messages at the moment.
+    pub fn count_on(&self) -> usize {
+        Partition::all().filter(|partition| self.is_on(*partition)).count()
+    }
+
     /// Whether the partition takes no messages at the moment.
     pub fn is_on(&self, partition: Partition) -> bool {
         let reported = *self.0[partition.index()].lock();

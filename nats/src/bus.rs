@@ -12,6 +12,7 @@ use async_nats::{
     jetstream::{self, Context, ContextBuilder, context::PublishErrorKind},
 };
 use bytes::Bytes;
+use opentelemetry::global::BoxedTracer;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -19,6 +20,7 @@ use crate::{
     bucket::Bucket,
     chain,
     id::Incarnation,
+    metrics::{ConnectionLabel, Metrics, Purpose},
     notice::Notices,
     secret::Secret,
     stream::{self, BucketName, ProvisionError},
@@ -115,6 +117,9 @@ pub struct Bus {
     config: Arc<BusConfig>,
     /// Counts connections made; moves when any of them comes back.
     connected: watch::Receiver<u64>,
+    pub(crate) metrics: Metrics,
+    /// `None`: messages leave no trail.
+    pub(crate) tracer: Option<Arc<BoxedTracer>>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -133,13 +138,15 @@ impl Bus {
         let shown = shown(config.url.expose());
         let (connected_tx, connected) = watch::channel(0);
         let connected_tx = Arc::new(connected_tx);
-        let publish = client(config, "publish", &connected_tx).await?;
+        let metrics = Metrics::default();
+        let client = |purpose| client(config, purpose, &connected_tx, &metrics);
+        let publish = client(Purpose::Publish).await?;
         let version = publish.server_info().version;
         if !publish.is_server_compatible(2, 14, 0) {
             return Err(ConnectError::TooOld { url: shown, version });
         }
-        let consume = client(config, "consume", &connected_tx).await?;
-        let control = client(config, "control", &connected_tx).await?;
+        let consume = client(Purpose::Consume).await?;
+        let control = client(Purpose::Control).await?;
         info!(server = %version, url = %shown, "connected to NATS");
         Ok(Self {
             publish: context(publish),
@@ -147,13 +154,15 @@ impl Bus {
             control: context(control),
             config: Arc::new(config.clone()),
             connected,
+            metrics,
+            tracer: None,
         })
     }
 
-    /// A further connection for one purpose that must not wait behind others: leases.
-    pub(crate) async fn dedicated(&self, purpose: &str) -> Result<Context, ConnectError> {
+    /// A further connection for leases, which must not wait behind anything.
+    pub(crate) async fn dedicated(&self) -> Result<Context, ConnectError> {
         let unheard = Arc::new(watch::channel(0).0);
-        Ok(context(client(&self.config, purpose, &unheard).await?))
+        Ok(context(client(&self.config, Purpose::Lease, &unheard, &self.metrics).await?))
     }
 
     /// Wakes when a connection that was lost is back: whatever a server keeps
@@ -190,9 +199,18 @@ impl Bus {
 
     /// Whether all connections are up, as far as they know.
     pub fn is_connected(&self) -> bool {
-        [&self.publish, &self.consume, &self.control]
-            .iter()
-            .all(|js| js.client().connection_state() == State::Connected)
+        self.connections().all(|(_, up)| up)
+    }
+
+    /// Whether each connection but those for leases is up.
+    pub(crate) fn connections(&self) -> impl Iterator<Item = (Purpose, bool)> {
+        let all = [
+            (Purpose::Publish, &self.publish),
+            (Purpose::Consume, &self.consume),
+            (Purpose::Control, &self.control),
+        ];
+        let is_up = |js: &Context| js.client().connection_state() == State::Connected;
+        all.into_iter().map(move |(purpose, js)| (purpose, is_up(js)))
     }
 
     /// A bucket, on the control connection.
@@ -238,8 +256,9 @@ impl Bus {
 
 async fn client(
     config: &BusConfig,
-    purpose: &str,
+    purpose: Purpose,
     connected: &Arc<watch::Sender<u64>>,
+    metrics: &Metrics,
 ) -> Result<Client, ConnectError> {
     let addrs = config
         .url
@@ -251,8 +270,8 @@ async fn client(
     let started = tokio::time::Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
-        let name = format!("{} {purpose}", config.name);
-        let (owned_purpose, connected) = (purpose.to_owned(), Arc::clone(connected));
+        let name = format!("{} {}", config.name, purpose.as_str());
+        let (connected, metrics) = (Arc::clone(connected), metrics.clone());
         let attempt = credentials(&addrs)
             .name(name)
             .ping_interval(PING_INTERVAL)
@@ -263,15 +282,21 @@ async fn client(
                 Duration::from_millis((50 * attempts as u64).min(1_000))
             })
             .event_callback(move |event| {
-                let (purpose, connected) = (owned_purpose.clone(), Arc::clone(&connected));
+                let (connected, metrics) = (Arc::clone(&connected), metrics.clone());
+                let label = ConnectionLabel::from(purpose);
+                let purpose = purpose.as_str();
                 async move {
                     match event {
-                        Event::Disconnected => warn!(%purpose, "disconnected from NATS"),
+                        Event::Disconnected => {
+                            warn!(%purpose, "disconnected from NATS");
+                            metrics.disconnects.get_or_create(&label).inc();
+                        }
                         Event::Connected => {
                             info!(%purpose, "NATS connection is up");
                             connected.send_modify(|connections| *connections += 1);
                         }
                         Event::SlowConsumer(sid) => {
+                            metrics.dropped.inc();
                             warn!(%purpose, sid, "NATS messages dropped: reader too slow");
                         }
                         other => debug!(%purpose, event = %other, "NATS event"),

@@ -30,6 +30,10 @@ pub enum Envelope {
         biz_code: i32,
         /// JSON text for the recipients.
         data: String,
+        /// When it was accepted, by its writer's clock, ms since 1970: only ever
+        /// measured by. `None`: its owner is of a build that did not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at_ms: Option<u64>,
     },
     /// The room ended: its members are told and leave it.
     RoomClosed {
@@ -78,6 +82,9 @@ pub enum Envelope {
         data: String,
         /// Which connections.
         to: Vec<DirectTarget>,
+        /// As in [`Envelope::Room`]; `None` too for one that has waited.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at_ms: Option<u64>,
     },
     /// A kind newer than this build; acknowledged unread and counted.
     #[serde(other)]

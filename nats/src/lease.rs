@@ -80,7 +80,7 @@ pub enum LeaseError {
 #[derive(Clone)]
 pub struct Lease(Arc<Shared>);
 
-struct Shared {
+pub(crate) struct Shared {
     bucket: Bucket,
     key: String,
     terms: LeaseTerms,
@@ -100,6 +100,14 @@ struct State {
     renewing_since: Instant,
 }
 
+impl Shared {
+    /// How long ago the last renewal that succeeded was sent; `None` for a
+    /// lease nobody acts under any more.
+    pub(crate) fn age_unless_lost(&self) -> Option<Duration> {
+        (!self.lost.is_cancelled()).then(|| self.state.lock().renewed.elapsed())
+    }
+}
+
 impl Lease {
     /// Takes the lease, and keeps it until `stop`.
     ///
@@ -112,12 +120,12 @@ impl Lease {
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, LeaseError> {
-        let Wanted { bucket, key, revision, value, terms } = wanted;
+        let Wanted { bucket: name, key, revision, value, terms } = wanted;
         let js = bus
-            .dedicated("lease")
+            .dedicated()
             .await
             .map_err(|source| LeaseError::Connect { key: key.into(), source })?;
-        let bucket = Bucket::new(js, bucket, None);
+        let bucket = Bucket::new(js, name, None);
         let sent = Instant::now();
         let revision = bucket
             .set_if(key, revision, value.clone(), Some(terms.ttl))
@@ -139,6 +147,7 @@ impl Lease {
             lost: CancellationToken::new(),
         }));
         let keeper = lease.clone();
+        bus.metrics.leases.add(name, &lease.0);
         tasks.spawn(async move {
             let _alarm = stop.clone().drop_guard(); // nobody renews any more: the process must end
             stop.run_until_cancelled(keeper.keep()).await;

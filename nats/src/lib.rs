@@ -35,6 +35,7 @@ pub mod inbox;
 pub mod lag;
 pub mod lease;
 pub mod log;
+mod metrics;
 pub mod notice;
 pub mod outbox;
 pub mod position;
@@ -42,6 +43,8 @@ pub mod server;
 pub mod service;
 pub mod snapshot;
 pub mod stream;
+pub mod trail;
+pub mod vitals;
 
 pub use bus::{Bus, BusConfig, ConnectError, Profile};
 pub use chain::chain;

@@ -20,6 +20,7 @@ use crate::{
     event::Record,
     id::{MsgId, RoomId},
     stream,
+    trail::Trail,
 };
 
 /// Where an event was stored.
@@ -109,6 +110,29 @@ impl Bus {
         Ok(Appended { msg_id: MsgId::at(ack.sequence), repeated: ack.duplicate })
     }
 
+    /// As [`Bus::append`], whatever is there already, with the trail of the
+    /// message this is about.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::append`], never [`AppendError::Taken`].
+    pub async fn append_on_trail(
+        &self,
+        subject: String,
+        record: &Record,
+        key: &str,
+        deadline: Duration,
+        trail: Option<&Trail>,
+    ) -> Result<Appended, AppendError> {
+        let payload = codec::encode(record).map_err(|error| AppendError::Refused {
+            subject: subject.clone(),
+            source: error.into(),
+        })?;
+        let any = Condition::Any;
+        let ack = self.publish_on_trail(subject, payload, key, any, deadline, trail).await?;
+        Ok(Appended { msg_id: MsgId::at(ack.sequence), repeated: ack.duplicate })
+    }
+
     /// A room id no room ever had: the position of an empty entry in a stream of its own.
     ///
     /// # Errors
@@ -134,6 +158,18 @@ impl Bus {
         condition: Condition,
         deadline: Duration,
     ) -> Result<async_nats::jetstream::publish::PublishAck, AppendError> {
+        self.publish_on_trail(subject, payload, key, condition, deadline, None).await
+    }
+
+    async fn publish_on_trail(
+        &self,
+        subject: String,
+        payload: Bytes,
+        key: &str,
+        condition: Condition,
+        deadline: Duration,
+        trail: Option<&Trail>,
+    ) -> Result<async_nats::jetstream::publish::PublishAck, AppendError> {
         let started = Instant::now();
         let mut pause = APPEND_RETRY_MIN;
         loop {
@@ -142,6 +178,7 @@ impl Bus {
                 Condition::Any => message,
                 Condition::First => message.expected_last_subject_sequence(0),
             };
+            let message = on_trail(message, trail);
             let attempt =
                 async { self.publish.send_publish(subject.clone(), message).await?.await };
             let error = match attempt.await {
@@ -160,6 +197,7 @@ impl Bus {
                 _ => {}
             }
             debug!(%subject, error = %chain(&error), "append not confirmed, trying again");
+            self.metrics.retries.inc();
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(APPEND_RETRY_MAX);
         }
@@ -207,7 +245,16 @@ impl Bus {
             .map_err(|error| open(error.into()))?;
         let name = consumer.cached_info().name.clone();
         let reconnects = self.reconnects();
-        Ok(LogReader { log, name, messages, delivered: 0, pending, silent: 0, reconnects })
+        Ok(LogReader {
+            log,
+            name,
+            messages,
+            delivered: 0,
+            pending,
+            silent: 0,
+            trail: None,
+            reconnects,
+        })
     }
 
     /// The `wanted` of what matches any of `filters` in (after, until], oldest
@@ -373,6 +420,14 @@ impl Bus {
     }
 }
 
+/// The message, with the trail beside its bytes.
+pub(crate) fn on_trail(message: PublishMessage, trail: Option<&Trail>) -> PublishMessage {
+    match trail.map(Trail::header) {
+        Some((name, value)) => message.header(name, value.as_str()),
+        None => message,
+    }
+}
+
 /// Why an event is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dead {
@@ -473,6 +528,8 @@ pub struct LogReader {
     delivered: u64,
     pending: u64,
     silent: u8,
+    /// Of the entry read last.
+    trail: Option<Trail>,
     reconnects: watch::Receiver<u64>,
 }
 
@@ -485,6 +542,11 @@ impl LogReader {
         if let Err(error) = self.log.delete_consumer(&self.name).await {
             debug!(error = %chain(&error), "reader's consumer not removed, it ends by itself");
         }
+    }
+
+    /// The trail of the entry that was read last.
+    pub fn take_trail(&mut self) -> Option<Trail> {
+        self.trail.take()
     }
 
     /// How many entries matched when the reading was opened.
@@ -523,6 +585,7 @@ impl LogReader {
                 return Err(ReadError::Gap { got, expected_after });
             }
             self.delivered = info.consumer_sequence;
+            self.trail = Trail::of(message.headers.as_ref());
             return Ok(LogEntry {
                 seq: info.stream_sequence,
                 subject: message.subject.to_string(),

@@ -24,8 +24,9 @@ use crate::{
     envelope::Envelope,
     id::{GatewayId, Incarnation, MsgId},
     ledger::LedgerBatch,
-    log::{AppendError, Condition},
+    log::{AppendError, Condition, on_trail},
     stream, subject,
+    trail::Trail,
 };
 
 /// Envelopes a gateway may hold unacknowledged. At 16,000 pending the second
@@ -63,6 +64,8 @@ pub struct Delivery {
     pub attempt: u64,
     /// What acknowledges it.
     pub ack: Ack,
+    /// The trail of its message, if it leaves one.
+    pub trail: Option<Trail>,
 }
 
 impl Delivery {
@@ -74,6 +77,15 @@ impl Delivery {
     pub fn envelope(&self) -> Result<Envelope, codec::DecodeError> {
         codec::decode(&self.payload)
     }
+}
+
+/// What lies in a gateway's queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Envelopes not delivered to it yet.
+    pub waiting: u64,
+    /// Delivered and not acknowledged.
+    pub unacknowledged: u64,
 }
 
 /// Acknowledges one delivery of one envelope.
@@ -124,6 +136,25 @@ impl Bus {
         if tokio::time::timeout(Duration::from_secs(1), sent).await.is_err() {
             debug!("acknowledgement not sent, the envelope will come again");
         }
+    }
+
+    /// How much lies in a gateway's queue.
+    ///
+    /// # Errors
+    ///
+    /// When NATS does not answer.
+    pub async fn backlog(&self, gateway: &Incarnation) -> Result<Backlog, OutboxError> {
+        let fail = |source: async_nats::Error| OutboxError {
+            attempt: "measure",
+            gateway: gateway.clone(),
+            source,
+        };
+        let out = self.control.get_stream_no_info(stream::OUT).await;
+        let out = out.map_err(|error| fail(error.into()))?;
+        let info = out.consumer_info(&consumer_name(gateway)).await;
+        let info = info.map_err(|error| fail(error.into()))?;
+        let unacknowledged = u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX);
+        Ok(Backlog { waiting: info.num_pending, unacknowledged })
     }
 
     /// Removes what an incarnation that has ended cleanly leaves behind.
@@ -179,9 +210,11 @@ impl Bus {
         msg_id: MsgId,
         envelope: Bytes,
         suffix: &str,
+        trail: Option<&Trail>,
     ) -> Result<HandoverAck, HandoverError> {
         let key = format!("{msg_id}:{gateway}{suffix}");
         let message = PublishMessage::build().payload(envelope).message_id(key);
+        let message = on_trail(message, trail);
         match self.publish.send_publish(subject::outbox(gateway), message).await {
             Ok(ack) => Ok(HandoverAck(ack)),
             Err(error) => Err(HandoverError::from(error)),
@@ -260,7 +293,8 @@ fn delivery(message: async_nats::jetstream::Message) -> Option<Delivery> {
     let info = message.info().ok()?;
     let attempt = u64::try_from(info.delivered).unwrap_or(1).max(1);
     let seq = info.stream_sequence;
-    Some(Delivery { seq, attempt, ack, payload: message.message.payload })
+    let trail = Trail::of(message.headers.as_ref());
+    Some(Delivery { seq, attempt, ack, trail, payload: message.message.payload })
 }
 
 /// The PubAck of one envelope, to be waited for.

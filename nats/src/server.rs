@@ -30,7 +30,7 @@ use tokio::{
 };
 
 pub use self::{
-    data_dir::{DataDir, OpenError, keep_private, running_url, write_private},
+    data_dir::{DataDir, OpenError, holds_data, keep_private, running_url, write_private},
     find::{FindError, NatsServer, Version, find},
 };
 use crate::{Profile, Secret};

@@ -194,6 +194,7 @@ samples! { envelopes: Envelope unless Unknown {
         from: Some(user(1)),
         biz_code: 5555,
         data: r#"{"content":"旗鱼"}"#.into(),
+        at_ms: None,
     }
     RoomClosed {
         app: app(),
@@ -222,6 +223,7 @@ samples! { envelopes: Envelope unless Unknown {
             DirectTarget { connection: connection(1), prev: None },
             DirectTarget { connection: connection(2), prev: Some(MsgId::at(8)) },
         ],
+        at_ms: None,
     }
 }}
 
@@ -323,7 +325,33 @@ fn later_shapes() -> Vec<Sample> {
     let (app, room, data) = (app(), room(), r#"{"gift":"rose"}"#.to_owned());
     let closed =
         Event::RoomClosed { app, room, by: None, peak: Some(1 << 33), good_num: Some(1 << 40) };
+    let at_ms = Some(1_700_000_000_000);
     vec![
+        sample(
+            "Envelope-Room-at",
+            Envelope::Room {
+                app,
+                room,
+                msg_id: MsgId::at(9),
+                prev: MsgId::at(8),
+                from: Some(user(1)),
+                biz_code: 5555,
+                data: "{}".into(),
+                at_ms,
+            },
+        ),
+        sample(
+            "Envelope-Direct-at",
+            Envelope::Direct {
+                app,
+                user: large_user(),
+                msg_id: MsgId::at(9),
+                biz_code: 5555,
+                data: "{}".into(),
+                to: vec![DirectTarget { connection: connection(1), prev: None }],
+                at_ms,
+            },
+        ),
         sample(
             "Event-RoomMessageSent-by-the-server",
             Event::RoomMessageSent {
@@ -354,6 +382,7 @@ fn later_shapes() -> Vec<Sample> {
                 from: None,
                 biz_code: 7001,
                 data: data.clone(),
+                at_ms: None,
             },
         ),
         sample(

@@ -72,6 +72,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
     given("profile", "default",                "what a receipt survives: default (any process) or durable (a power cut too)"),
     given("retain", "72h",                     "how long the log is kept, at least 1h"),
     given("log", "info",                       "what is logged, as in info,qiyu_gateway=debug"),
+    masked("otlp-url", Shown::Url,             "OTLP/HTTP URL traces go to, as http://host:4318/v1/traces; absent: no traces"),
+    given("trace-ratio", "0.01",               "share of messages that are traced, 0 to 1"),
+    given("log-format", "text",                "how a log line looks: text, or json for machines"),
 ];
 
 const fn given(name: &'static str, default: &'static str, doc: &'static str) -> Setting {
@@ -107,6 +110,17 @@ impl Setting {
             Shown::Url => mask_url(value),
         }
     }
+}
+
+/// The table as a document shows it.
+pub(crate) fn markdown() -> String {
+    let mut table = "| variable | default | what it is |\n|---|---|---|\n".to_owned();
+    for setting in SETTINGS {
+        let default = setting.default.map_or(String::new(), |default| format!("`{default}`"));
+        let doc = setting.doc.replace('|', "\\|");
+        table += &format!("| `{}` | {default} | {doc} |\n", setting.variable());
+    }
+    table
 }
 
 /// The known variable that takes the fewest edits to get to.
@@ -146,6 +160,13 @@ mod tests {
     fn the_nearest_name_is_the_one_that_was_meant() {
         assert_eq!(nearest("QIYU_ACK_WIAT"), "QIYU_ACK_WAIT");
         assert_eq!(edits("kitten", "sitting"), 3);
+    }
+
+    #[test]
+    fn the_operating_guide_has_this_table() {
+        let guide = include_str!("../../docs/OPERATING.md");
+        let same = guide.contains(&markdown());
+        assert!(same, "put what `cargo run -- settings` prints into docs/OPERATING.md");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use qiyu_gateway::{MultiDevice, Silence};
 use qiyu_nats::{AppId, Profile, Secret};
 use tracing_subscriber::EnvFilter;
 
-use super::Streams;
+use super::{LogFormat, Streams};
 
 pub(super) fn parsed<T: FromStr>(text: &str, accepted: &str) -> Result<T, String> {
     text.parse().map_err(|_| accepted.to_owned())
@@ -123,6 +123,19 @@ pub(super) fn silence(text: &str) -> Result<Silence, String> {
         "accept" => Ok(Silence::Accept),
         "refuse" => Ok(Silence::Refuse),
         _ => Err("accept or refuse".to_owned()),
+    }
+}
+
+pub(super) fn ratio(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a number from 0 to 1".to_owned())
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("text or json".to_owned()),
     }
 }
 

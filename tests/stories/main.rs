@@ -15,6 +15,7 @@ mod comeback;
 mod content;
 mod delivery;
 mod edge;
+mod eyes;
 mod faults;
 mod frames;
 mod moderation;

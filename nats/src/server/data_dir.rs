@@ -14,6 +14,7 @@ use crate::Secret;
 
 const LOCK: &str = "lock";
 const URL: &str = "nats.url";
+const STORE: &str = "nats/jetstream";
 
 /// Why a directory could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +120,11 @@ pub fn running_url(data_dir: &Path) -> io::Result<Option<Secret>> {
         Ok(()) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Whether a system has run on `data_dir` before.
+pub fn holds_data(data_dir: &Path) -> bool {
+    data_dir.join(STORE).is_dir()
 }
 
 /// Writes `path` for this user's eyes only. A reader sees the old text or the new.

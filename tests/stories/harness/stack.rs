@@ -213,6 +213,17 @@ impl Stack {
         self.home.path().join("data").display().to_string()
     }
 
+    /// What a setting of all its processes is.
+    pub(crate) fn setting(&self, name: &str) -> String {
+        let set = self.settings.iter().find(|(key, _)| key == name);
+        set.map(|(_, value)| value.clone()).unwrap_or_default()
+    }
+
+    /// Where people find it.
+    pub(crate) fn door(&self) -> Door {
+        self.site.door()
+    }
+
     /// The `host:port` that serves the page.
     pub(crate) fn http(&self) -> String {
         self.site.door().http
