@@ -10,7 +10,11 @@ use axum::{
 };
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::{
+        HttpMethod, ResponseBuilder, ResponsesBuilder,
+        path::OperationBuilder,
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
 
 use crate::{edge::Edge, identity::COOKIE};
@@ -33,8 +37,9 @@ use crate::{edge::Edge, identity::COOKIE};
         (name = "living", description = "Live rooms"),
         (name = "im", description = "The way to a gateway, and what was said"),
         (name = "server", description = "For integrators; off without QIYU_API_KEY"),
+        (name = "operators", description = "How it is, on the same port"),
     ),
-    modifiers(&Doors),
+    modifiers(&Doors, &Operators),
 )]
 pub(crate) struct Description;
 
@@ -55,6 +60,30 @@ impl Modify for Doors {
         let cookie = ApiKey::Cookie(ApiKeyValue::new(COOKIE));
         components.add_security_scheme("loginCookie", SecurityScheme::ApiKey(cookie));
         components.add_security_scheme("apiKey", bearer("QIYU_API_KEY"));
+    }
+}
+
+/// What the program answers beside this crate, and the description itself.
+struct Operators;
+
+impl Modify for Operators {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        for (path, summary, statuses) in [
+            ("/healthz", "Whether the process lives", &["200"][..]),
+            ("/readyz", "Whether every part of it does its work, and if not, why", &["200", "503"]),
+            ("/metrics", "Everything it counts, as OpenMetrics text", &["200"]),
+            ("/openapi.json", "This description", &["200"]),
+        ] {
+            let answers = statuses.iter().map(|status| {
+                let said = if *status == "200" { "Yes" } else { "No" };
+                (*status, ResponseBuilder::new().description(said).build())
+            });
+            let operation = OperationBuilder::new()
+                .tag("operators")
+                .summary(Some(summary))
+                .responses(ResponsesBuilder::new().responses_from_iter(answers).build());
+            openapi.paths.add_path_operation(path, vec![HttpMethod::Get], operation.build());
+        }
     }
 }
 

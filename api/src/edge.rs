@@ -33,7 +33,7 @@ use crate::{
     profile::{Profile, Profiles},
     rate::{Rates, neighbourhood},
     routes::LOGIN,
-    server::has_key,
+    server::{Failed, PREFIX, has_key},
 };
 
 /// Everything the routes work on.
@@ -116,15 +116,21 @@ impl Edge {
 /// Around every route.
 pub(crate) async fn guard(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     let (route, started) = (Route::of(request.uri().path()), Instant::now());
+    let by_status = request.uri().path().starts_with(PREFIX);
+    // Integrators read the status, everybody else the code in the body.
+    let refuse = |refused: Refused| match by_status {
+        true => Failed::from(refused).into_response(),
+        false => refused.into_response(),
+    };
     let mut response = match admit(&edge, &request, started) {
         Ok(()) => {
             let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
             answered.unwrap_or_else(|_| {
                 error!(route = route.as_str(), "a route panicked");
-                Refused::system().into_response()
+                refuse(Refused::system())
             })
         }
-        Err(refused) => refused.into_response(),
+        Err(refused) => refuse(refused),
     };
     response
         .headers_mut()
@@ -152,7 +158,7 @@ fn admit(edge: &Edge, request: &Request, now: Instant) -> Result<(), Refused> {
         .get::<ConnectInfo<SocketAddr>>()
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(address)| address.ip());
     // An integrator is one address with everybody behind it, and has shown its key.
-    let keyed = request.uri().path().starts_with("/server/")
+    let keyed = request.uri().path().starts_with(PREFIX)
         && has_key(request.headers(), edge.api_key.as_ref());
     if !keyed && !edge.address_rates.admits(neighbourhood(address), now) {
         return Err(Refused::too_fast());

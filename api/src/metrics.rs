@@ -23,10 +23,8 @@ impl Route {
 
     /// The route a path belongs to.
     pub(crate) fn of(path: &str) -> Self {
-        static PATHS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-            let described = routes::paths().into_iter().map(|path| &*path.leak());
-            described.chain(["/openapi.json"]).collect()
-        });
+        static PATHS: LazyLock<Vec<&'static str>> =
+            LazyLock::new(|| routes::paths().into_iter().map(|path| &*path.leak()).collect());
         if path == "/" || path.starts_with("/assets/") {
             return Self::PAGE;
         }

@@ -74,15 +74,21 @@ pub(crate) fn router(edge: Arc<Edge>) -> Router {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
     use super::*;
 
     #[test]
     fn every_route_is_described_with_its_parameters_and_answers() {
         let description = serde_json::to_value(contract().1).unwrap();
         let paths = description["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 16 + 11);
+        let (asked, told): (Vec<_>, Vec<_>) =
+            paths.iter().partition(|(_, item)| item["post"].is_object());
+        let told: Vec<_> = told.into_iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(told, ["/healthz", "/metrics", "/openapi.json", "/readyz"]);
+        assert_eq!(asked.len(), 16 + 11);
         let schemas = description["components"]["schemas"].as_object().unwrap();
-        for (path, item) in paths {
+        for (path, item) in asked {
             let post = &item["post"];
             assert!(post["summary"].as_str().is_some_and(|text| !text.is_empty()), "{path}");
             let answers = post["responses"].as_object().unwrap();
@@ -98,5 +104,38 @@ mod tests {
         let list = paths["/living/list"]["post"]["parameters"].as_array().unwrap();
         let names: Vec<_> = list.iter().map(|parameter| &parameter["name"]).collect();
         assert_eq!(names, ["type", "page", "pageSize"]);
+    }
+
+    #[test]
+    fn every_parameter_that_is_read_is_described_and_none_beside() {
+        let described = serde_json::to_value(contract().1).unwrap();
+        let described: BTreeSet<String> = described["paths"]
+            .as_object()
+            .unwrap()
+            .values()
+            .filter_map(|item| item["post"]["parameters"].as_array())
+            .flatten()
+            .filter(|parameter| parameter["in"] == "query")
+            .map(|parameter| parameter["name"].as_str().unwrap().to_owned())
+            .collect();
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let routes = fs::read_dir(sources.join("routes")).unwrap();
+        let files = routes.map(|route| route.unwrap().path()).chain([sources.join("messages.rs")]);
+        let read: BTreeSet<String> = files.flat_map(|file| names_read(&file)).collect();
+        assert_eq!(described, read, "left: described, right: read");
+    }
+
+    /// The names of the parameters a source asks for.
+    fn names_read(file: &Path) -> Vec<String> {
+        let text = fs::read_to_string(file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let asked = |rest: &str| {
+            let rest = rest.split_once('(')?.1.strip_prefix('"')?;
+            rest.split('"').next().map(str::to_owned)
+        };
+        ["params.text", "params.parsed", "params.asked"]
+            .iter()
+            .flat_map(|way| code.split(way).skip(1).filter_map(asked))
+            .collect()
     }
 }

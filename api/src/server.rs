@@ -38,6 +38,8 @@ use crate::{
 
 /// The longest body: a batch of a hundred messages, none of them of the largest.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// What their paths begin with.
+pub(crate) const PREFIX: &str = "/server/";
 /// The group under which the calls answer over NATS.
 const GROUP: &str = "qiyu.server";
 

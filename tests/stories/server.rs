@@ -60,7 +60,21 @@ async fn without_the_key_there_is_nothing_to_be_had() {
     let stack = Stack::start().await;
     assert_eq!(asks(&stack, "/server/send", json!({})).await.status, 404, "no key is set");
     let described = stack.get("/openapi.json").await.json();
-    assert!(described["paths"]["/server/send"]["post"].is_object());
+    for (path, item) in described["paths"].as_object().unwrap() {
+        let there = match item["get"].is_object() {
+            true => stack.get(path).await.status,
+            false => stack.get(&path.replace("{id}", "1")).await.status, // a route, but not this way
+        };
+        assert_eq!(there, if item["get"].is_object() { 200 } else { 405 }, "{path}");
+    }
+    stack.stop().await;
+
+    let few = [("QIYU_API_KEY", KEY), ("QIYU_HTTP_RATE", "0.01"), ("QIYU_HTTP_BURST", "1")];
+    let stack = Stack::with(&few).await;
+    stack.sends(call("/server/send", &json!({}))).await;
+    let guessing = stack.sends(call("/server/send", &json!({}))).await;
+    assert_eq!((guessing.status, &guessing.json()["code"]), (429, &json!(429)));
+    assert_eq!(asks(&stack, "/server/send", json!({})).await.status, 400, "who has the key is not");
     stack.stop().await;
 }
 
@@ -133,16 +147,25 @@ async fn a_key_stores_once_whatever_way_it_comes() {
         { "userId": ann.person.id, "content": "c" },
         { "content": "to nobody" },
         { "roomId": room.0, "bizCode": 5600, "content": "d" },
+        { "roomId": "no room", "content": "e" },
     ]);
     let batch = json!({ "messages": messages, "idempotencyKey": fresh_id() });
     let answer = gets(&stack, "/server/batchSend", batch.clone()).await;
     let results = answer["results"].as_array().unwrap();
     let codes: Vec<_> = results.iter().map(|result| result["code"].clone()).collect();
-    assert_eq!(codes, [Value::Null, 404.into(), Value::Null, 400.into(), 400.into()], "{answer}");
+    assert_eq!(
+        codes,
+        [Value::Null, 404.into(), Value::Null, 400.into(), 400.into(), 400.into()],
+        "{answer}"
+    );
     assert!(msg_id(&results[0]) < msg_id(&results[2]), "in their order");
     assert_eq!(gets(&stack, "/server/batchSend", batch).await, answer, "and once");
     let many = json!({ "messages": vec![json!({}); 101] });
     assert_eq!(asks(&stack, "/server/batchSend", many).await.status, 400);
+    // A key that would not do for the last message stores none.
+    let long = json!({ "messages": [{ "userId": ann.person.id, "content": "x" }],
+        "idempotencyKey": "k".repeat(62) });
+    assert_eq!(asks(&stack, "/server/batchSend", long).await.status, 400);
     stack.stop().await;
 }
 
@@ -187,6 +210,7 @@ async fn tickets_presence_and_members() {
         ("/server/token", json!({ "userId": 100_001, "appId": 10_002 })),
         ("/server/token", json!({ "userId": 100_001, "avatar": "javascript:1" })),
         ("/server/online", json!({})),
+        ("/server/ban", json!({ "userId": 100_001, "minutes": 5 })),
         ("/server/rooms/x/members", json!({})),
         ("/server/rooms/1/members", json!({ "limit": 0 })),
         ("/server/send", json!({ "roomId": 1, "userId": 100_001, "content": "x" })),

@@ -28,6 +28,7 @@ macro_rules! takes {
             ("roomId" = u64, Query, description = "The caller's own open room"),
             ("userId" = u64, Query, description = "Against whom"),
             ("seconds" = Option<u64>, Query, description = "How long; absent: until it is lifted or the room closes"),
+            ("until" = Option<u64>, Query, description = "Instead of seconds: until when, ms since 1970"),
             ("reason" = Option<String>, Query, description = "For people, at most 200 characters; the user sees it"),
         ), responses((status = 200, description = "code 200, or 400, 401, 403 (not the anchor), 404 (not open)", body = Body<Nothing>)))]
         pub(crate) async fn $verb(

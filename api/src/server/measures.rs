@@ -19,8 +19,10 @@ use crate::edge::Edge;
 const PAGE_MAX: u32 = 1000;
 
 /// Against whom, where, for how long.
+///
+/// A field nobody knows is refused: a misspelt `seconds` would be for ever.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Against {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]
@@ -46,7 +48,7 @@ pub(crate) struct Against {
 
 /// Whose measure, where.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Of {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]
@@ -77,7 +79,7 @@ pub(crate) struct Lifted {
 
 /// Which measures to list.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AskMeasures {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]

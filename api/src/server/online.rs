@@ -19,7 +19,7 @@ const READS: usize = 16;
 
 /// About whom: one, or several.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AskOnline {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]

@@ -8,6 +8,7 @@ use qiyu_nats::{
     AppId, ClientMsgId, MsgId, Partition, RoomId, UserId, chain,
     command::{FindSent, fold_of},
     event::{Event, Record, Sender},
+    id::BadId,
     log::{AppendError, Condition},
     now_ms,
     room::key as room_key,
@@ -38,7 +39,7 @@ const RESERVED: std::ops::RangeInclusive<i32> = 5600..=5699;
 
 /// One message to a room or to a user.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Send {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]
@@ -89,12 +90,37 @@ pub(crate) struct Sent {
 
 /// Up to 100 messages, stored in this order.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SendBatch {
-    messages: Vec<Send>,
-    /// Gives every message without a key of its own the key `<this>-<index>`.
+    /// Read one by one: what is wrong with one is no matter of the others.
+    #[schema(value_type = Vec<Send>)]
+    messages: Vec<Value>,
+    /// Gives every message without a key of its own the key `<this>-<index>`; at
+    /// most 61 characters.
     #[serde(default)]
-    idempotency_key: Option<String>,
+    #[schema(value_type = Option<String>)]
+    idempotency_key: Option<BatchKey>,
+}
+
+/// The beginning of several keys.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct BatchKey(String);
+
+impl TryFrom<String> for BatchKey {
+    type Error = BadId;
+
+    fn try_from(key: String) -> Result<Self, BadId> {
+        // What the last message's key would be, so that no message finds it bad later.
+        let longest = format!("{key}-{}", BATCH_MAX - 1);
+        longest.parse::<ClientMsgId>().map(|_| Self(key))
+    }
+}
+
+impl BatchKey {
+    fn of(&self, index: usize) -> Option<ClientMsgId> {
+        format!("{}-{index}", self.0).parse().ok()
+    }
 }
 
 /// What became of each, in the order of the messages.
@@ -157,19 +183,34 @@ impl Call for SendBatch {
         }
         let deadline = Instant::now() + STORE_DEADLINE;
         let mut results = Vec::with_capacity(self.messages.len());
-        for (index, mut message) in self.messages.into_iter().enumerate() {
-            if let (None, Some(key)) = (&message.idempotency_key, &self.idempotency_key) {
-                let key = format!("{key}-{index}").parse();
-                let key = key.map_err(|error| Failed::asked(format!("idempotencyKey: {error}")))?;
-                message.idempotency_key = Some(key);
-            }
-            results.push(match store(edge, message, deadline).await {
+        for (index, message) in self.messages.into_iter().enumerate() {
+            let key = self.idempotency_key.as_ref().and_then(|key| key.of(index));
+            results.push(match one_of_several(edge, message, key, deadline).await {
                 Ok(sent) => Outcome::Sent(sent),
                 Err(failed) => Outcome::Failed(failed.failure()),
             });
         }
         Ok(SentBatch { results })
     }
+}
+
+async fn one_of_several(
+    edge: &Edge,
+    message: Value,
+    key: Option<ClientMsgId>,
+    deadline: Instant,
+) -> Result<Sent, Failed> {
+    let message: Send = serde_json::from_value(message)
+        .map_err(|error| Failed::asked(format!("message: {error}")))?;
+    if deadline <= Instant::now() {
+        return Err(unstored()); // those before it took all the time
+    }
+    let idempotency_key = message.idempotency_key.clone().or(key);
+    store(edge, Send { idempotency_key, ..message }, deadline).await
+}
+
+fn unstored() -> Failed {
+    Failed::new(StatusCode::SERVICE_UNAVAILABLE, "not stored in time")
 }
 
 /// Where a message goes.
@@ -230,7 +271,7 @@ async fn store(edge: &Edge, message: Send, deadline: Instant) -> Result<Sent, Fa
             warn!(%app, error = %chain(&error), "a server's message is not stored");
             Err(match error {
                 AppendError::Refused { .. } => Failed::asked("the log does not take this message"),
-                _ => Failed::new(StatusCode::SERVICE_UNAVAILABLE, "not stored in time"),
+                _ => unstored(),
             })
         }
     }

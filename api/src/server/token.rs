@@ -17,7 +17,7 @@ use crate::{
 
 /// For whom.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct AskToken {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]
