@@ -203,6 +203,29 @@ impl Bus {
         }
     }
 
+    /// Reads much of the log at once, from a position or an instant on: for
+    /// people and tools, with pull windows too wide for whoever must be prompt.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`].
+    pub async fn read_history(
+        &self,
+        filters: Vec<String>,
+        from: From,
+    ) -> Result<LogReader, ReadError> {
+        let deliver_policy = match from {
+            From::After(seq) => DeliverPolicy::ByStartSequence { start_sequence: seq + 1 },
+            From::At { unix_ms } => {
+                let nanos = i128::from(unix_ms) * 1_000_000;
+                let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
+                    .map_err(|error| ReadError::Open { source: error.into() })?;
+                DeliverPolicy::ByStartTime { start_time }
+            }
+        };
+        self.open_reader(filters, deliver_policy, None, HISTORY_BATCH).await
+    }
+
     /// Reads the log from `after` on: what matches any of `filters`, in log order.
     ///
     /// The consumer belongs to this reader alone and goes away with it, or 30 s
@@ -218,13 +241,24 @@ impl Bus {
         after: u64,
         name: Option<String>,
     ) -> Result<LogReader, ReadError> {
+        let start = DeliverPolicy::ByStartSequence { start_sequence: after + 1 };
+        self.open_reader(filters, start, name, READ_BATCH).await
+    }
+
+    async fn open_reader(
+        &self,
+        filters: Vec<String>,
+        deliver_policy: DeliverPolicy,
+        name: Option<String>,
+        batch: usize,
+    ) -> Result<LogReader, ReadError> {
         let open = |source| ReadError::Open { source };
         let log = self.consume.get_stream_no_info(stream::IN).await;
         let log = log.map_err(|error| open(error.into()))?;
         let consumer = log
             .create_consumer(pull::Config {
                 name,
-                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+                deliver_policy,
                 ack_policy: AckPolicy::None,
                 filter_subjects: filters,
                 inactive_threshold: Duration::from_secs(30),
@@ -237,7 +271,7 @@ impl Bus {
         let pending = consumer.cached_info().num_pending;
         let messages = consumer
             .stream()
-            .max_messages_per_batch(READ_BATCH)
+            .max_messages_per_batch(batch)
             .expires(Duration::from_secs(10))
             .heartbeat(Duration::from_secs(2))
             .messages()
@@ -448,6 +482,21 @@ impl Dead {
 
 /// Entries asked for at once. Wide, because a pull request costs a round trip.
 const READ_BATCH: usize = 500;
+/// The same for reading much at once. Half of it is asked for again while the
+/// rest is worked on, and it stays far below what a subscription may hold.
+const HISTORY_BATCH: usize = 10_000;
+
+/// Where a reading begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Behind this position; 0: at the beginning.
+    After(u64),
+    /// With the first entry stored then or later.
+    At {
+        /// Milliseconds since 1970, by the server's clock.
+        unix_ms: u64,
+    },
+}
 
 /// Sequences of the first window when reading backwards; each further one is four times as wide.
 const BACK_WINDOW_MIN: u64 = 4_096;
