@@ -7,6 +7,7 @@ mod ops;
 mod process;
 mod reach;
 mod rebuild;
+mod replay;
 mod run;
 mod settings;
 mod top;
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if name != "top" {
-        start_tracing(&settings); // its screen has no place for log lines
+        start_tracing(&settings, &purpose(name, arguments)); // its screen has no place for log lines
     }
     // Before there is a runtime, closed when there is none any more.
     let traces = match Traces::begin(&settings, &service(name, arguments)) {
@@ -98,6 +99,9 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
         "top" => {
             let show = if arguments.get_flag("once") { Show::Once } else { Show::Live };
             main_thread(async |stop| Box::pin(top::top(settings, show, &stop)).await)
+        }
+        "replay" => {
+            main_thread(async |stop| Box::pin(replay::replay(arguments, settings, &stop)).await)
         }
         "settings" => {
             say(&markdown());
@@ -154,9 +158,14 @@ fn stop_on_signal(tasks: &TaskTracker) -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-fn start_tracing(settings: &Settings) {
+fn start_tracing(settings: &Settings, purpose: &Purpose) {
+    let level = match (purpose, settings.log.as_str()) {
+        // Whoever looks wants to see what they look at, not how it was reached.
+        (Purpose::Tool, "info") => "warn",
+        (_, level) => level,
+    };
     // async-nats tells of every reconnection twice; what it warns of is enough.
-    let filter = EnvFilter::new(format!("async_nats=warn,{}", settings.log));
+    let filter = EnvFilter::new(format!("async_nats=warn,{level}"));
     let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
     match settings.log_format {
         LogFormat::Text => lines.compact().with_ansi(std::io::stderr().is_terminal()).init(),
@@ -238,6 +247,7 @@ fn command() -> Command {
         .subcommand(bench::command())
         .subcommand(Command::new("top").about("Show who is at work in a running system").arg(once))
         .subcommand(Command::new("run").about("Run some roles on an existing NATS").arg(roles))
+        .subcommand(replay::command())
         .subcommand(
             Command::new("rebuild")
                 .about("Make the tables about rooms anew from the log; the system may run"),

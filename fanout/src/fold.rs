@@ -19,6 +19,8 @@ use qiyu_nats::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::state::{Member as MemberState, RoomState};
+
 /// What folding an event asks its owner to do, in this order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -388,6 +390,40 @@ impl Fold {
         }
         users.sort_unstable();
         (users, room.inside.len())
+    }
+
+    /// Everything that is known of a room. `None`: it was never heard of, or is forgotten.
+    pub fn room_state(&self, app: AppId, room: RoomId) -> Option<RoomState> {
+        let known = self.rooms.get(&(app, room))?;
+        let mut members: Vec<MemberState> = known
+            .gateways
+            .iter()
+            .flat_map(|(gateway, inside)| {
+                inside.connections.iter().map(|(connection, member)| MemberState {
+                    user: member.user,
+                    gateway: gateway.clone(),
+                    connection: *connection,
+                    joined: member.joined,
+                })
+            })
+            .collect();
+        members.sort_unstable_by_key(|member| (member.joined, member.user, member.connection));
+        let mut measures: Vec<_> =
+            known.measures.iter().map(|(user, entry)| (*user, entry.clone())).collect();
+        measures.sort_unstable_by_key(|(user, _)| *user);
+        Some(RoomState {
+            anchor: known.anchor,
+            anchor_gone_ms: known.anchor_gone_ms,
+            closed: known.closed.map(|closed| (closed.msg_id, closed.at_ms)),
+            members,
+            counts: RoomCounts { watch_num: known.inside.len() as u64, good_num: known.good_num },
+            measures,
+        })
+    }
+
+    /// Measures against a user in the whole app.
+    pub fn measures_in_app(&self, app: AppId, user: UserId) -> Option<&MeasureEntry> {
+        self.measures.get(&(app, user))
     }
 
     /// Where measures against a user are folded. `None`: in a room that is over.

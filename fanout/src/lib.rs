@@ -15,9 +15,11 @@
 //! loop), then `worker` (which partitions are ours).
 
 pub mod fold;
-mod heat;
+pub mod past;
+pub mod state;
 
 mod deliver;
+mod heat;
 mod lag;
 mod metrics;
 mod owner;

@@ -80,6 +80,12 @@ pub(crate) async fn load(
     Ok((0, Fold::default()))
 }
 
+/// Where the newest snapshot stands, if there is one.
+pub(crate) async fn newest(bus: &Bus, partition: Partition) -> Result<Option<u64>, BucketError> {
+    let slot = bus.bucket(BucketName::Positions).read(&key(partition)).await?;
+    Ok(decoded(slot.value.as_deref()).last().map(|head| head.position))
+}
+
 /// Writes `fold` as of `position`, then forgets what is not needed any more.
 pub(crate) async fn save(
     bus: Bus,

@@ -37,6 +37,7 @@ pub mod lease;
 pub mod log;
 mod metrics;
 pub mod notice;
+pub mod origin;
 pub mod outbox;
 pub mod position;
 pub mod server;

@@ -390,7 +390,7 @@ impl Bus {
                 subject: message.subject.to_string(),
                 payload: message.payload,
                 pending: 0,
-                written_ms: 0,
+                written_ms: unix_ms(message.time),
             })),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
             Err(error) => Err(open(error.into())),
@@ -412,7 +412,7 @@ impl Bus {
                 subject: message.subject.to_string(),
                 payload: message.payload,
                 pending: 0,
-                written_ms: 0,
+                written_ms: unix_ms(message.time),
             })),
             Err(error)
                 if error.kind()
@@ -480,6 +480,10 @@ impl Dead {
     }
 }
 
+fn unix_ms(at: time::OffsetDateTime) -> u64 {
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
+
 /// Entries asked for at once. Wide, because a pull request costs a round trip.
 const READ_BATCH: usize = 500;
 /// The same for reading much at once. Half of it is asked for again while the
@@ -539,8 +543,7 @@ pub struct LogEntry {
     pub payload: Bytes,
     /// How many further entries matched when this one was read in a row; else 0.
     pub pending: u64,
-    /// When it was stored, by the server's clock, ms since 1970; 0 where it was
-    /// not read in a row.
+    /// When it was stored, by the server's clock, ms since 1970.
     pub written_ms: u64,
 }
 
@@ -639,8 +642,7 @@ impl LogReader {
                 seq: info.stream_sequence,
                 subject: message.subject.to_string(),
                 pending: info.pending,
-                written_ms: u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000)
-                    .unwrap_or(0),
+                written_ms: unix_ms(info.published),
                 payload: message.message.payload,
             });
         }

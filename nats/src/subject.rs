@@ -53,6 +53,51 @@ pub fn room(app: AppId, room: RoomId, kind: RoomKind) -> String {
     format!("im.in.{partition}.{app}.room.{room}.{}", kind.as_str())
 }
 
+/// Everything of one room.
+pub fn whole_room(app: AppId, room: RoomId) -> String {
+    let partition = Partition::of_room(app, room);
+    format!("im.in.{partition}.{app}.room.{room}.>")
+}
+
+/// Everything of one user but the sessions, which a whole partition shares.
+pub fn whole_user(app: AppId, user: UserId) -> String {
+    let partition = Partition::of_user(app, user);
+    format!("im.in.{partition}.{app}.user.{user}.>")
+}
+
+/// Everything of one app, whatever the partition; gateways belong to none.
+pub fn whole_app(app: AppId) -> String {
+    format!("im.in.*.{app}.>")
+}
+
+/// The whole log.
+pub const WHOLE_LOG: &str = "im.in.>";
+
+/// One app's rooms' events of one kind, whatever the partition.
+pub fn any_room_of(app: AppId, kind: RoomKind) -> String {
+    format!("im.in.*.{app}.room.*.{}", kind.as_str())
+}
+
+/// All 1:1 messages of one app, whoever they are for.
+pub fn any_user_msg_of(app: AppId) -> String {
+    format!("im.in.*.{app}.user.*.msg")
+}
+
+/// What somebody would have written to anybody of one app, and was refused.
+pub fn any_user_refused_of(app: AppId) -> String {
+    format!("im.in.*.{app}.user.*.refused")
+}
+
+/// Measures against anybody of one partition in a whole app.
+pub fn user_measures_in(partition: Partition, app: AppId) -> String {
+    format!("im.in.{partition}.{app}.user.*.measures")
+}
+
+/// Measures against anybody in the whole of one app.
+pub fn any_user_measures_of(app: AppId) -> String {
+    format!("im.in.*.{app}.user.*.measures")
+}
+
 /// Every room's events of one kind, whatever the partition.
 pub fn any_room(kind: RoomKind) -> String {
     format!("im.in.*.*.room.*.{}", kind.as_str())
@@ -96,6 +141,16 @@ pub fn sessions(partition: Partition, app: AppId) -> String {
 /// The ends of one gateway's incarnations, as one partition hears of them.
 pub fn gateway_gone(partition: Partition, gateway: &GatewayId) -> String {
     format!("im.in.{partition}.gateway.{gateway}.gone")
+}
+
+/// The ends of all gateways, as one partition hears of them.
+pub fn any_gateway_gone_in(partition: Partition) -> String {
+    format!("im.in.{partition}.gateway.*.gone")
+}
+
+/// The ends of all gateways, as every partition hears of them.
+pub fn any_gateway_gone() -> String {
+    "im.in.*.gateway.*.gone".to_owned()
 }
 
 /// What one gateway incarnation has to deliver.

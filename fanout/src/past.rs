@@ -1,0 +1,127 @@
+//! The fold as it was at any position the log still reaches: from the nearest
+//! snapshot before it, and the events between.
+
+use qiyu_nats::{
+    AppId, Bus, Partition,
+    bucket::BucketError,
+    log::{From, ReadError},
+    subject,
+};
+
+use crate::{
+    fold::Fold,
+    snapshot::{self, LoadError},
+};
+
+/// Why the past cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum PastError {
+    /// Snapshots could not be read.
+    #[error("find a snapshot of {partition} at or before sequence {position}")]
+    Snapshot {
+        /// Which partition.
+        partition: Partition,
+        /// As of when.
+        position: u64,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The log could not be read.
+    #[error("read the log of {partition}")]
+    Read {
+        /// Which partition.
+        partition: Partition,
+        /// Why.
+        source: ReadError,
+    },
+    /// Events between the snapshot and the log's beginning are gone.
+    #[error(
+        "what {partition} was at sequence {position} is forgotten: its snapshot ends at {base}, \
+         and the log begins at {first}"
+    )]
+    Forgotten {
+        /// Which partition.
+        partition: Partition,
+        /// As of when.
+        position: u64,
+        /// Where the nearest snapshot stands.
+        base: u64,
+        /// The log's first sequence.
+        first: u64,
+    },
+}
+
+/// The fold of everything in `partition` up to and with `position`.
+///
+/// # Errors
+///
+/// [`PastError`].
+pub async fn fold_at(bus: &Bus, partition: Partition, position: u64) -> Result<Fold, PastError> {
+    let (base, mut fold) = base(bus, partition, position).await?;
+    let filter = subject::partition(partition);
+    follow(bus, partition, filter, base, position, &mut fold).await?;
+    Ok(fold)
+}
+
+/// A fold that knows the measures against users in the whole app as of
+/// `position`, and of everything else only what a snapshot knew.
+///
+/// # Errors
+///
+/// [`PastError`].
+pub async fn measures_at(
+    bus: &Bus,
+    app: AppId,
+    partition: Partition,
+    position: u64,
+) -> Result<Fold, PastError> {
+    let (base, mut fold) = base(bus, partition, position).await?;
+    let filter = subject::user_measures_in(partition, app);
+    follow(bus, partition, filter, base, position, &mut fold).await?;
+    Ok(fold)
+}
+
+async fn base(bus: &Bus, partition: Partition, position: u64) -> Result<(u64, Fold), PastError> {
+    let failed = |source| PastError::Snapshot { partition, position, source };
+    let loaded = snapshot::load(bus, partition, position).await;
+    let (base, fold) = loaded.map_err(|error: LoadError| failed(error.into()))?;
+    let newest = snapshot::newest(bus, partition).await;
+    let newest = newest.map_err(|error: BucketError| failed(error.into()))?;
+    let bounds = bus.log_bounds().await;
+    let (first, _) = bounds.map_err(|source| PastError::Read { partition, source })?;
+    // Behind the newest snapshot nothing is forgotten: it is made within a minute
+    // of any event, and the log remembers an hour at least.
+    if base + 1 < first && newest.is_some_and(|newest| base < newest) {
+        return Err(PastError::Forgotten { partition, position, base, first });
+    }
+    Ok((base, fold))
+}
+
+async fn follow(
+    bus: &Bus,
+    partition: Partition,
+    filter: String,
+    after: u64,
+    until: u64,
+    fold: &mut Fold,
+) -> Result<(), PastError> {
+    let failed = |source| PastError::Read { partition, source };
+    if until <= after {
+        return Ok(());
+    }
+    let mut reader = bus.read_history(vec![filter], From::After(after)).await.map_err(failed)?;
+    let mut pending = reader.pending_at_start();
+    while 0 < pending {
+        let entry = reader.next().await.map_err(failed)?;
+        if until < entry.seq {
+            break;
+        }
+        // What cannot be read was set aside by whoever owned the partition, too.
+        if let Ok(record) = entry.record() {
+            fold.apply(entry.msg_id(), record);
+        }
+        pending = entry.pending;
+    }
+    reader.close().await;
+    Ok(())
+}

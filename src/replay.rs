@@ -1,0 +1,252 @@
+//! `qiyu replay`: the log again, for whoever has to find out what happened.
+
+mod happening;
+mod moment;
+mod names;
+mod pace;
+mod play;
+mod pretty;
+mod selection;
+mod state;
+mod tape;
+mod text;
+
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use qiyu_nats::{AppId, Bus, RoomId, UserId, log::From};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    moment::Moment,
+    pace::{Pace, Speed},
+    play::{Form, Patience, Told, play},
+    pretty::{Colour, Layout, RoomColumn},
+    selection::{Breadth, Selection},
+    state::Scene,
+    tape::{Draught, Tape, Until},
+};
+use crate::{reach::Reached, run::say, settings::Settings, up::note};
+
+/// What replay accepts.
+pub(crate) fn command() -> Command {
+    let value = |name: &'static str, shown: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(shown).help(help)
+    };
+    let flag = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
+    let moment = |name, help| value(name, "MSGID|TIME", help).allow_hyphen_values(true);
+    Command::new("replay")
+        .about("Show what the log holds: of a room, a user, or everything")
+        .after_help(
+            "A TIME is 2026-11-25T20:00:00Z, \"2026-11-25 20:00\" (UTC), 20:00:00 (UTC, the last \
+             time it was so late), \"10m ago\", -10m, -1h30m, @1764100800 (Unix seconds) or now. \
+             Both ends are included. The log is that of --nats-url, else that of the system on \
+             --data-dir; if that does not run, its nats-server does for as long as this reads.",
+        )
+        .arg(value("room", "ID", "One room").conflicts_with("user"))
+        .arg(value("user", "ID", "One user: logins, messages, measures"))
+        .arg(value("app", "ID", "The app [default: the first of --apps; for everything: all]"))
+        .arg(moment("from", "Where to begin [default: where the log does]"))
+        .arg(moment("to", "Where to end [default: where the log does now]"))
+        .arg(value("speed", "SPEED", "1x, 10x, … or max").default_value("max"))
+        .arg(
+            value("format", "FORMAT", "For people, or JSON lines (docs/DEBUGGING.md)")
+                .value_parser(["pretty", "json"])
+                .default_value("pretty"),
+        )
+        .arg(flag("follow", "Go on with what is appended, until Ctrl-C").conflicts_with("to"))
+        .arg(flag("wide", "With --user: look through everybody's messages, too").requires("user"))
+        .arg(
+            flag("state", "The room as it was: who was inside, the host, mutes, counters")
+                .requires("room")
+                .conflicts_with_all(["from", "to", "follow"]),
+        )
+        .arg(moment("at", "With --state: right after this [default: now]").requires("state"))
+}
+
+/// Does what the command line asks. Must be awaited on the main thread: see [`Reached::reach`].
+pub(crate) async fn replay(
+    arguments: &ArgMatches,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let asked = Asked::read(arguments, settings)?;
+    let reached = Reached::reach(settings).await?;
+    let done = Box::pin(perform(&asked, &reached, stop)).await;
+    reached.leave().await;
+    done
+}
+
+/// Whom or what to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    Room(AppId, RoomId),
+    User(AppId, UserId),
+    Everything(Option<AppId>),
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Pretty,
+    Json,
+}
+
+/// The command line, read.
+#[derive(Debug)]
+struct Asked {
+    whom: Whom,
+    from: Option<Moment>,
+    to: Option<Moment>,
+    speed: Speed,
+    format: Format,
+    patience: Patience,
+    wide: bool,
+    /// The room as it was, rather than what happened.
+    state: bool,
+    /// None: now.
+    at: Option<Moment>,
+}
+
+impl Asked {
+    fn read(arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<Self> {
+        let now = OffsetDateTime::now_utc();
+        let given = |name: &str| arguments.get_one::<String>(name).map(String::as_str);
+        let moment = |name: &str| {
+            let parse = |text| {
+                Moment::parse(text, now)
+                    .map_err(|accepted| anyhow::anyhow!("--{name} {text:?} is not {accepted}"))
+            };
+            given(name).map(parse).transpose()
+        };
+        let app = given("app").map(|app| app.parse::<AppId>().context("--app")).transpose()?;
+        let first = settings.apps.first().copied();
+        let some_app = || app.or(first).context("no app is known: name it with --app");
+        let whom = match (given("room"), given("user")) {
+            (Some(room), _) => Whom::Room(some_app()?, room.parse().context("--room")?),
+            (None, Some(user)) => Whom::User(some_app()?, user.parse().context("--user")?),
+            (None, None) => Whom::Everything(app),
+        };
+        let (from, to) = (moment("from")?, moment("to")?);
+        let backwards = match (from, to) {
+            (Some(Moment::Msg(from)), Some(Moment::Msg(to))) => to < from,
+            (Some(Moment::At(from)), Some(Moment::At(to))) => to < from,
+            _ => false,
+        };
+        if backwards {
+            bail!("--to lies before --from");
+        }
+        let speed = given("speed").unwrap_or("max");
+        let speed = Speed::parse(speed)
+            .map_err(|accepted| anyhow::anyhow!("--speed {speed:?} is not {accepted}"))?;
+        let follow = arguments.get_flag("follow");
+        Ok(Self {
+            whom,
+            from,
+            to,
+            speed,
+            format: if given("format") == Some("json") { Format::Json } else { Format::Pretty },
+            patience: if follow { Patience::Live } else { Patience::Whole },
+            wide: arguments.get_flag("wide"),
+            state: arguments.get_flag("state"),
+            at: moment("at")?,
+        })
+    }
+
+    fn start(&self) -> From {
+        match self.from {
+            None => From::After(0),
+            Some(Moment::Msg(msg_id)) => From::After(msg_id.seq().saturating_sub(1)),
+            Some(Moment::At(unix_ms)) => From::At { unix_ms },
+        }
+    }
+
+    fn until(&self) -> Until {
+        match (self.patience, self.to) {
+            (Patience::Live, _) => Until::Never,
+            (Patience::Whole, None) => Until::Here,
+            (Patience::Whole, Some(Moment::Msg(msg_id))) => Until::Seq(msg_id.seq()),
+            (Patience::Whole, Some(Moment::At(unix_ms))) => Until::At(unix_ms),
+        }
+    }
+
+    fn draught(&self) -> Draught {
+        match self.speed {
+            Speed::Max => Draught::Flood,
+            Speed::Times(_) => Draught::Sips,
+        }
+    }
+
+    async fn selection(&self, bus: &Bus) -> anyhow::Result<Selection> {
+        Ok(match self.whom {
+            Whom::Room(app, room) => Selection::Room(app, room),
+            Whom::Everything(app) => Selection::Everything(app),
+            // A room entered later has no filter yet, so whoever follows looks everywhere.
+            Whom::User(app, user) if self.wide || self.patience == Patience::Live => {
+                Selection::User(app, user, Breadth::Wide)
+            }
+            Whom::User(app, user) => {
+                let breadth = selection::rooms_of(bus, app, user).await;
+                let breadth = breadth.with_context(|| format!("find the rooms of user {user}"))?;
+                Selection::User(app, user, breadth)
+            }
+        })
+    }
+
+    fn form(&self, selection: &Selection) -> Form {
+        match self.format {
+            Format::Json => Form::Json,
+            Format::Pretty => {
+                let rooms =
+                    if selection.is_one_room() { RoomColumn::Hidden } else { RoomColumn::Shown };
+                Form::Pretty(Layout::new(pretty::columns(), Colour::of_stdout(), rooms))
+            }
+        }
+    }
+}
+
+async fn perform(asked: &Asked, reached: &Reached, stop: &CancellationToken) -> anyhow::Result<()> {
+    let bus = &reached.bus;
+    if asked.state {
+        let Whom::Room(app, room) = asked.whom else { bail!("--state needs --room") };
+        let now = || Moment::At(qiyu_nats::now_ms());
+        let position = state::position_of(bus, asked.at.unwrap_or_else(now)).await?;
+        let scene = Scene::of_log(bus, app, room, position).await?;
+        show(&scene, asked.format);
+        return Ok(());
+    }
+    let began = Instant::now();
+    let selection = asked.selection(bus).await?;
+    note(&format!("{}; from {}", selection.coverage(), reached.shown));
+    let (start, until, draught) = (asked.start(), asked.until(), asked.draught());
+    let mut tape = Tape::of_log(bus.clone(), selection.filters(), start, until, draught);
+    let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
+    let told = play(&mut tape, &selection, pace, form, asked.patience, stop).await;
+    let read = tape.read();
+    tape.close().await;
+    sum_up(told?, read, began);
+    Ok(())
+}
+
+fn show(scene: &Scene, format: Format) {
+    match format {
+        Format::Json => say(&text::harmless_json(scene.json())),
+        Format::Pretty => say(&scene.pretty(Colour::of_stdout())),
+    }
+}
+
+fn sum_up(told: Told, read: Option<u64>, began: Instant) {
+    let took = began.elapsed().as_secs_f64();
+    let Told { happenings, .. } = told;
+    match read {
+        Some(read) => note(&format!(
+            "{happenings} shown, out of {read} events read in {took:.3} s ({:.0} a second)",
+            read as f64 / took
+        )),
+        None => note(&format!("{happenings} shown")),
+    }
+}

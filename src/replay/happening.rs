@@ -1,0 +1,355 @@
+//! One thing that happened, as it is told: the events of the log taken apart,
+//! because one of them may hold the comings and goings of many.
+
+use std::borrow::Cow;
+
+use qiyu_nats::{
+    AppId, ConnId, GatewayId, Incarnation, MsgId, RoomId, UserId,
+    event::{Ending, Event, MemberChange, Record, Sender, SessionChange},
+    log::LogEntry,
+    measure::Measure,
+};
+use serde::{Deserialize, Serialize};
+
+/// What kind of thing happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    Opened,
+    Closed,
+    Said,
+    Wrote,
+    Business,
+    Refused,
+    Liked,
+    Joined,
+    Left,
+    Online,
+    Offline,
+    Read,
+    Unacknowledged,
+    Gone,
+    Muted,
+    Kicked,
+    Banned,
+    Unmuted,
+    Unbanned,
+    /// A measure or an event of a kind newer than this build.
+    Unknown,
+    /// Bytes that are no event.
+    Unreadable,
+}
+
+/// One thing that happened. As JSON it is one line of `--format json`: names
+/// are only ever added to it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Happening<'a> {
+    /// The event's place in the log. What came in one event has the same.
+    #[serde(serialize_with = "as_text")]
+    pub(crate) msg_id: MsgId,
+    /// When it was stored, by the server's clock, RFC 3339 in UTC.
+    pub(crate) at: String,
+    /// The same in ms since 1970.
+    pub(crate) at_ms: u64,
+    pub(crate) kind: Kind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) app: Option<AppId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) room: Option<RoomId>,
+    /// Who did it, or whom it concerns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<UserId>,
+    /// To whom it was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) to: Option<UserId>,
+    /// Who closed the room, or took the measure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<UserId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) gateway: Option<Gateway<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connection: Option<ConnId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) client_msg_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) biz_code: Option<i32>,
+    /// The sender's name, as recipients saw it; a room's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<Cow<'a, str>>,
+    /// What was said, if it could be found in the data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) content: Option<Cow<'a, str>>,
+    /// The whole data of a message, as stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) data: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) until_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) count: Option<u64>,
+    /// Whether a connection asked for what it had missed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resumed: Option<bool>,
+    /// 1 ordinary, 2 pk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) room_type: Option<u8>,
+    /// Messages read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) msg_ids: Option<Vec<String>>,
+    /// Messages never acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) messages: Option<Vec<Unacked<'a>>>,
+    /// Where it lies, of what cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) subject: Option<&'a str>,
+}
+
+/// A life of a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub(crate) struct Gateway<'a> {
+    pub(crate) id: &'a GatewayId,
+    pub(crate) epoch: u64,
+}
+
+impl<'a> std::convert::From<&'a Incarnation> for Gateway<'a> {
+    fn from(life: &'a Incarnation) -> Self {
+        Self { id: &life.id, epoch: life.epoch }
+    }
+}
+
+/// A message somebody never acknowledged.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Unacked<'a> {
+    #[serde(serialize_with = "as_text")]
+    pub(crate) msg_id: MsgId,
+    /// Absent: whoever the gateway had in the room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) users: Option<&'a [UserId]>,
+    pub(crate) sends: u32,
+}
+
+fn as_text<S: serde::Serializer>(msg_id: &MsgId, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(msg_id)
+}
+
+/// Tells `tell` everything that happened with this entry of the log.
+pub(crate) fn take_apart(
+    entry: &LogEntry,
+    record: Option<&Record>,
+    mut tell: impl FnMut(Happening<'_>),
+) {
+    let base = |kind| Happening::new(entry, kind);
+    let Some(record) = record else {
+        return tell(Happening { subject: Some(&entry.subject), ..base(Kind::Unreadable) });
+    };
+    match &record.event {
+        Event::RoomOpened { app, room, anchor, room_type, name, .. } => tell(Happening {
+            user: Some(*anchor),
+            name: Some(name.into()),
+            room_type: Some(*room_type),
+            ..base(Kind::Opened).in_room(*app, *room)
+        }),
+        Event::RoomClosed { app, room, by } => {
+            tell(Happening { by: *by, ..base(Kind::Closed).in_room(*app, *room) });
+        }
+        Event::RoomMessageSent { app, room, sender, biz_code, data } => {
+            tell(base(Kind::Said).in_room(*app, *room).from(sender).saying(*biz_code, data));
+        }
+        Event::DirectMessageSent { app, to, sender, biz_code, data } => {
+            let wrote = base(Kind::Wrote).from(sender).saying(*biz_code, data);
+            tell(Happening { app: Some(*app), to: Some(*to), ..wrote });
+        }
+        Event::BusinessSent { app, room, to, sender, biz_code, data } => tell(Happening {
+            app: Some(*app),
+            room: *room,
+            to: *to,
+            biz_code: Some(*biz_code),
+            data: Some(data),
+            ..base(Kind::Business).from(sender)
+        }),
+        Event::ContentRefused { app, room, to, sender, biz_code, content, reason } => {
+            tell(Happening {
+                app: Some(*app),
+                room: *room,
+                to: *to,
+                biz_code: Some(*biz_code),
+                content: Some(content.into()),
+                reason: Some(reason.into()),
+                ..base(Kind::Refused).from(sender)
+            });
+        }
+        Event::RoomLiked { app, room, gateway, count } => tell(Happening {
+            gateway: Some(gateway.into()),
+            count: Some(*count),
+            ..base(Kind::Liked).in_room(*app, *room)
+        }),
+        Event::MembersChanged { app, room, gateway, changes } => {
+            for change in changes {
+                let base = |kind| Happening {
+                    gateway: Some(gateway.into()),
+                    ..base(kind).in_room(*app, *room)
+                };
+                let (connection, user, base) = match change {
+                    MemberChange::Joined { connection, user, resumed } => {
+                        let joined = Happening { resumed: Some(*resumed), ..base(Kind::Joined) };
+                        (Some(*connection), Some(*user), joined)
+                    }
+                    MemberChange::Left { connection, user } => {
+                        (Some(*connection), Some(*user), base(Kind::Left))
+                    }
+                    MemberChange::Unknown => (None, None, base(Kind::Unknown)),
+                };
+                tell(Happening { connection, user, ..base });
+            }
+        }
+        Event::SessionsChanged { app, gateway, changes } => {
+            for change in changes {
+                let gateway = Some(gateway.into());
+                let base = |kind| Happening { app: Some(*app), gateway, ..base(kind) };
+                tell(match change {
+                    SessionChange::Online { connection, user, room } => Happening {
+                        connection: Some(*connection),
+                        user: Some(*user),
+                        room: *room,
+                        ..base(Kind::Online)
+                    },
+                    SessionChange::Offline { connection, user, reason } => Happening {
+                        connection: Some(*connection),
+                        user: Some(*user),
+                        reason: Some(ending(*reason).into()),
+                        ..base(Kind::Offline)
+                    },
+                    SessionChange::Read { user, msg_ids } => Happening {
+                        user: Some(*user),
+                        msg_ids: Some(msg_ids.iter().map(ToString::to_string).collect()),
+                        ..base(Kind::Read)
+                    },
+                    SessionChange::Unknown => base(Kind::Unknown),
+                });
+            }
+        }
+        Event::Unacknowledged { app, room, gateway, messages, .. } => {
+            let unacked = messages.iter().map(|message| Unacked {
+                msg_id: message.msg_id,
+                users: message.users.as_deref(),
+                sends: message.sends,
+            });
+            tell(Happening {
+                gateway: Some(gateway.into()),
+                messages: Some(unacked.collect()),
+                ..base(Kind::Unacknowledged).in_room(*app, *room)
+            });
+        }
+        Event::GatewayGone { gateway } => {
+            tell(Happening { gateway: Some(gateway.into()), ..base(Kind::Gone) });
+        }
+        Event::MeasureTaken { app, room, user, measure, until_ms, reason, by } => {
+            let kind = match measure {
+                Measure::Mute => Kind::Muted,
+                Measure::Kick => Kind::Kicked,
+                Measure::Ban => Kind::Banned,
+                Measure::Unknown => Kind::Unknown,
+            };
+            tell(Happening {
+                app: Some(*app),
+                room: *room,
+                user: Some(*user),
+                by: *by,
+                until_ms: *until_ms,
+                reason: (!reason.is_empty()).then(|| reason.into()),
+                ..base(kind)
+            });
+        }
+        Event::MeasureLifted { app, room, user, measure, by } => {
+            let kind = match measure {
+                Measure::Mute => Kind::Unmuted,
+                Measure::Ban => Kind::Unbanned,
+                Measure::Kick | Measure::Unknown => Kind::Unknown,
+            };
+            let lifted = Happening { app: Some(*app), room: *room, by: *by, ..base(kind) };
+            tell(Happening { user: Some(*user), ..lifted });
+        }
+        Event::Unknown => {
+            tell(Happening { subject: Some(&entry.subject), ..base(Kind::Unknown) });
+        }
+    }
+}
+
+impl<'a> Happening<'a> {
+    fn new(entry: &'a LogEntry, kind: Kind) -> Self {
+        Self {
+            msg_id: entry.msg_id(),
+            at: String::new(), // only JSON has it, and fills it in
+            at_ms: entry.written_ms,
+            kind,
+            app: None,
+            room: None,
+            user: None,
+            to: None,
+            by: None,
+            gateway: None,
+            connection: None,
+            client_msg_id: None,
+            biz_code: None,
+            name: None,
+            content: None,
+            data: None,
+            reason: None,
+            until_ms: None,
+            count: None,
+            resumed: None,
+            room_type: None,
+            msg_ids: None,
+            messages: None,
+            subject: None,
+        }
+    }
+
+    fn in_room(self, app: AppId, room: RoomId) -> Self {
+        Self { app: Some(app), room: Some(room), ..self }
+    }
+
+    fn from(self, sender: &'a Sender) -> Self {
+        Self {
+            user: Some(sender.user),
+            gateway: Some((&sender.gateway).into()),
+            connection: Some(sender.connection),
+            client_msg_id: sender.client_msg_id.as_ref().map(|id| id.as_str()),
+            ..self
+        }
+    }
+
+    fn saying(self, biz_code: i32, data: &'a str) -> Self {
+        /// What recipients see of a chat message.
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Chat<'d> {
+            #[serde(borrow, default)]
+            content: Option<Cow<'d, str>>,
+            #[serde(borrow, default)]
+            sender_name: Option<Cow<'d, str>>,
+        }
+        let chat: Chat<'a> = serde_json::from_str(data).unwrap_or_default();
+        let (content, name) = (chat.content, chat.sender_name);
+        Self { biz_code: Some(biz_code), data: Some(data), content, name, ..self }
+    }
+}
+
+fn ending(reason: Ending) -> &'static str {
+    match reason {
+        Ending::Logout => "logout",
+        Ending::Disconnect => "disconnect",
+        Ending::Idle => "idle",
+        Ending::Slow => "slow",
+        Ending::Abuse => "abuse",
+        Ending::Replaced => "replaced",
+        Ending::Kicked => "kicked",
+        Ending::Banned => "banned",
+        Ending::Drained => "drained",
+        Ending::Unstored => "unstored",
+        Ending::Other => "another reason",
+    }
+}

@@ -1,0 +1,51 @@
+//! What users are called, as far as their own messages have told.
+
+use std::collections::HashMap;
+
+use qiyu_nats::{AppId, UserId, log::LogEntry};
+
+use super::happening::{Happening, Kind, take_apart};
+
+/// Names remembered. Beyond it users are shown by their numbers: a log of a
+/// million speakers must not become a million strings.
+const NAMES_MAX: usize = 100_000;
+
+/// Names by user.
+#[derive(Debug, Default)]
+pub(crate) struct Names(HashMap<(AppId, UserId), String>);
+
+impl Names {
+    /// Learns from a message what its sender is called.
+    pub(crate) fn learn(&mut self, entry: &LogEntry) {
+        // Only messages carry names; the rest need not be decoded for it.
+        if !entry.subject.ends_with(".msg") {
+            return;
+        }
+        let Ok(record) = entry.record() else { return };
+        take_apart(entry, Some(&record), |happening| self.learn_of(&happening));
+    }
+
+    fn learn_of(&mut self, happening: &Happening<'_>) {
+        let said = matches!(happening.kind, Kind::Said | Kind::Wrote);
+        let (Some(app), Some(user), Some(name)) = (happening.app, happening.user, &happening.name)
+        else {
+            return;
+        };
+        if !said || name.is_empty() {
+            return;
+        }
+        let full = NAMES_MAX <= self.0.len();
+        match self.0.get_mut(&(app, user)) {
+            Some(known) if *known == **name => {}
+            Some(known) => *known = name.to_string(),
+            None if !full => {
+                self.0.insert((app, user), name.to_string());
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) fn of(&self, app: Option<AppId>, user: UserId) -> Option<&str> {
+        self.0.get(&(app?, user)).map(String::as_str)
+    }
+}

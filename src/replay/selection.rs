@@ -1,0 +1,190 @@
+//! Which part of the log is wanted: the subjects that hold it, and what of
+//! those is meant.
+
+use qiyu_nats::{
+    AppId, Bus, Partition, RoomId, UserId,
+    event::{Event, SessionChange},
+    log::{From, ReadError},
+    subject::{self, RoomKind},
+};
+
+use super::happening::Happening;
+
+/// What somebody wants to see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Selection {
+    /// One room: its own subjects, and the ends of gateways as its partition hears of them.
+    Room(AppId, RoomId),
+    /// One user.
+    User(AppId, UserId, Breadth),
+    /// One app, or all of them.
+    Everything(Option<AppId>),
+}
+
+/// How far to look for what a user did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Breadth {
+    /// In these rooms, which the user's logins name.
+    Rooms(Vec<RoomId>),
+    /// Wherever anybody of the app said anything.
+    Wide,
+}
+
+/// Rooms of a user that are read one by one; beyond it the whole app is read.
+/// A consumer with hundreds of filters is slow to make (nats-server #4888).
+const ROOMS_MAX: usize = 64;
+
+/// What is read of each room a user was in.
+const KINDS_OF_A_MEMBER: [RoomKind; 6] = [
+    RoomKind::Msg,
+    RoomKind::Members,
+    RoomKind::Refused,
+    RoomKind::Measures,
+    RoomKind::Unacked,
+    RoomKind::Biz,
+];
+
+impl Selection {
+    /// The subjects to read. No two overlap: NATS refuses a consumer whose filters do.
+    pub(crate) fn filters(&self) -> Vec<String> {
+        match self {
+            Self::Room(app, room) => vec![
+                subject::whole_room(*app, *room),
+                subject::any_gateway_gone_in(Partition::of_room(*app, *room)),
+            ],
+            Self::User(app, user, Breadth::Rooms(rooms)) => {
+                let sessions = subject::sessions(Partition::of_user(*app, *user), *app);
+                let mut filters = vec![
+                    subject::whole_user(*app, *user),
+                    sessions,
+                    subject::any_room_of(*app, RoomKind::Opened),
+                    subject::any_room_of(*app, RoomKind::Closed),
+                ];
+                for room in rooms {
+                    filters.extend(KINDS_OF_A_MEMBER.map(|kind| subject::room(*app, *room, kind)));
+                }
+                filters
+            }
+            Self::User(app, user, Breadth::Wide) => {
+                let mut filters = vec![
+                    subject::sessions(Partition::of_user(*app, *user), *app),
+                    subject::user_biz(*app, *user),
+                    subject::user_measures(*app, *user),
+                    subject::any_user_msg_of(*app),
+                    subject::any_user_refused_of(*app),
+                    subject::any_room_of(*app, RoomKind::Opened),
+                    subject::any_room_of(*app, RoomKind::Closed),
+                ];
+                filters.extend(KINDS_OF_A_MEMBER.map(|kind| subject::any_room_of(*app, kind)));
+                filters
+            }
+            Self::Everything(Some(app)) => {
+                vec![subject::whole_app(*app), subject::any_gateway_gone()]
+            }
+            Self::Everything(None) => vec![subject::WHOLE_LOG.to_owned()],
+        }
+    }
+
+    /// Whether this is meant, among what the subjects hold.
+    pub(crate) fn wants(&self, happening: &Happening<'_>) -> bool {
+        match self {
+            Self::Room(..) | Self::Everything(_) => true,
+            Self::User(_, user, _) => {
+                let owes = |message: &super::happening::Unacked<'_>| {
+                    message.users.as_ref().is_some_and(|users| users.contains(user))
+                };
+                happening.user == Some(*user)
+                    || happening.to == Some(*user)
+                    || happening.by == Some(*user)
+                    || happening.messages.iter().flatten().any(owes)
+            }
+        }
+    }
+
+    /// Whether every line is about the same room, so that none need name it.
+    pub(crate) fn is_one_room(&self) -> bool {
+        matches!(self, Self::Room(..))
+    }
+
+    /// What the reader is told of how much this covers.
+    pub(crate) fn coverage(&self) -> String {
+        match self {
+            Self::Room(app, room) => format!("room {room} of app {app}"),
+            Self::User(app, user, Breadth::Rooms(rooms)) => format!(
+                "user {user} of app {app}: logins, what was written to them, measures, and what \
+                 they did in the {} rooms their logins name; not what they wrote to single users, \
+                 which --wide finds",
+                rooms.len()
+            ),
+            Self::User(app, user, Breadth::Wide) => format!(
+                "user {user} of app {app}: logins, measures, and all they said, wrote and were \
+                 written, out of everybody's messages"
+            ),
+            Self::Everything(Some(app)) => format!("everything of app {app}"),
+            Self::Everything(None) => "everything".to_owned(),
+        }
+    }
+}
+
+/// The rooms a user entered, as the logins of the whole log tell; all of the
+/// app if they are too many. A login names its room, and a connection changes none.
+pub(crate) async fn rooms_of(bus: &Bus, app: AppId, user: UserId) -> Result<Breadth, ReadError> {
+    let sessions = subject::sessions(Partition::of_user(app, user), app);
+    let mut reader = bus.read_history(vec![sessions], From::After(0)).await?;
+    let mut pending = reader.pending_at_start();
+    let mut rooms = Vec::new();
+    while 0 < pending {
+        let entry = reader.next().await?;
+        pending = entry.pending;
+        let Ok(record) = entry.record() else { continue };
+        let Event::SessionsChanged { changes, .. } = record.event else { continue };
+        for change in changes {
+            if let SessionChange::Online { user: who, room: Some(room), .. } = change
+                && who == user
+                && !rooms.contains(&room)
+            {
+                rooms.push(room);
+            }
+        }
+    }
+    reader.close().await;
+    Ok(if rooms.len() <= ROOMS_MAX { Breadth::Rooms(rooms) } else { Breadth::Wide })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a subject can match both filters, by NATS's rules.
+    fn overlap(one: &str, other: &str) -> bool {
+        let (mut one, mut other) = (one.split('.'), other.split('.'));
+        loop {
+            match (one.next(), other.next()) {
+                (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+                _ => return false,
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_filters_overlap() {
+        let (app, room, user): (AppId, RoomId, UserId) =
+            ("10001".parse().unwrap(), "7".parse().unwrap(), "100002".parse().unwrap());
+        let rooms = Breadth::Rooms(vec![room, "8".parse().unwrap()]);
+        for selection in [
+            Selection::Room(app, room),
+            Selection::User(app, user, rooms),
+            Selection::User(app, user, Breadth::Wide),
+            Selection::Everything(Some(app)),
+            Selection::Everything(None),
+        ] {
+            let filters = selection.filters();
+            for (at, one) in filters.iter().enumerate() {
+                for other in &filters[at + 1..] {
+                    assert!(!overlap(one, other), "{one} and {other}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Text for terminals: what people wrote may look like anything and must do
+//! nothing, and takes as many columns as it takes.
+
+use std::{borrow::Cow, fmt::Write as _};
+
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
+
+/// Whether a character could do something to a terminal or to the order in
+/// which a line is read: control characters (C0, DEL and C1), directions,
+/// invisible joiners, line and paragraph separators, interlinear and tag characters.
+fn is_active(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}')
+}
+
+/// `text` with everything active written out, as `\n`, `\x1b` or `\u{202e}`.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_active) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push_str("\\n"),
+            '\r' => shown.push_str("\\r"),
+            '\t' => shown.push_str("\\t"),
+            c if is_active(c) && u32::from(c) < 0x100 => {
+                write!(shown, "\\x{:02x}", u32::from(c)).ok();
+            }
+            c if is_active(c) => write!(shown, "\\u{{{:x}}}", u32::from(c)).ok().unwrap_or(()),
+            c => shown.push(c),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// JSON with everything active as `\u` escapes: it means the same, and does
+/// nothing to a terminal it is printed on.
+pub(crate) fn harmless_json(json: String) -> String {
+    // Below 0x20 JSON has escaped everything itself; the rest is not ASCII, or DEL.
+    if json.bytes().all(|byte| byte < 0x7f) || !json.contains(is_active) {
+        return json;
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if is_active(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(shown, "\\u{unit:04x}").ok();
+            }
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// Columns on a terminal.
+pub(crate) fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// The first `columns` of `text`, the last one `…` if there is more.
+pub(crate) fn cut(text: &str, columns: usize) -> Cow<'_, str> {
+    if width(text) <= columns {
+        return Cow::Borrowed(text);
+    }
+    let mut kept = String::new();
+    let mut used = 0;
+    for c in text.chars() {
+        let wide = c.width().unwrap_or(0);
+        if columns < used + wide + 1 {
+            break;
+        }
+        used += wide;
+        kept.push(c);
+    }
+    kept.push('…');
+    Cow::Owned(kept)
+}
+
+/// `text` in lines of at most `first` and then `further` columns, broken at
+/// spaces where there are any. Never empty.
+pub(crate) fn wrapped(text: &str, first: usize, further: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split_inclusive(' ') {
+        let limit = |lines: &[String]| if lines.len() == 1 { first } else { further };
+        // The space at its end may hang over the edge; what fits on no line is broken anyway.
+        let columns = width(word.trim_end());
+        if 0 < used && columns <= further && limit(&lines) < used + columns {
+            lines.push(String::new());
+            used = 0;
+        }
+        for c in word.chars() {
+            let wide = c.width().unwrap_or(0);
+            if c != ' ' && limit(&lines) < used + wide && 0 < used {
+                lines.push(String::new());
+                used = 0;
+            }
+            if let Some(line) = lines.last_mut() {
+                line.push(c);
+            }
+            used += wide;
+        }
+    }
+    for line in &mut lines {
+        line.truncate(line.trim_end().len());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_cannot_play_with_a_terminal() {
+        assert_eq!(harmless("\x1b[2Jgone\x07"), "\\x1b[2Jgone\\x07");
+        assert_eq!(harmless("a\nb\u{9b}31m"), "a\\nb\\x9b31m");
+        assert_eq!(harmless("\u{202e}evil"), "\\u{202e}evil");
+        assert!(matches!(harmless("旗鱼 🐟 ok"), Cow::Borrowed(_)));
+        let json = serde_json::to_string("\x1b\u{9b}\u{7f}\u{202e}\u{e0001}鱼").unwrap();
+        let shown = harmless_json(json);
+        assert_eq!(shown, "\"\\u001b\\u009b\\u007f\\u202e\\udb40\\udc01鱼\"");
+        let back: String = serde_json::from_str(&shown).unwrap();
+        assert_eq!(back, "\x1b\u{9b}\u{7f}\u{202e}\u{e0001}鱼");
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        assert_eq!(width("旗鱼a"), 5);
+        assert_eq!(cut("旗鱼直播间", 6), "旗鱼…");
+        assert_eq!(cut("hello", 5), "hello");
+        assert_eq!(cut("hello!", 5), "hell…");
+    }
+
+    #[test]
+    fn lines_break_at_spaces_and_nowhere_overflow() {
+        assert_eq!(wrapped("the quick brown fox", 9, 6), ["the quick", "brown", "fox"]);
+        assert_eq!(wrapped("", 9, 6), [""]);
+        assert_eq!(wrapped("旗鱼直播间", 4, 4), ["旗鱼", "直播", "间"]);
+        assert_eq!(wrapped("aaaaaaaaaa b", 4, 4), ["aaaa", "aaaa", "aa b"]);
+        assert_eq!(wrapped("a: 旗鱼直播间", 7, 7), ["a: 旗鱼", "直播间"]);
+        for text in ["旗鱼 a 直播间 bcdefgh", "   x   ", "one two three four five"] {
+            for columns in 2..9 {
+                let lines = wrapped(text, columns, columns);
+                assert!(lines.iter().all(|line| width(line) <= columns), "{columns}: {lines:?}");
+            }
+        }
+    }
+}
