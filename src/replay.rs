@@ -1,25 +1,32 @@
 //! `qiyu replay`: the log again, for whoever has to find out what happened.
 
+mod capsule;
 mod happening;
 mod moment;
 mod names;
 mod pace;
 mod play;
+mod prelude;
 mod pretty;
+mod redact;
 mod selection;
 mod state;
 mod tape;
 mod text;
 
-use std::time::Instant;
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use qiyu_nats::{AppId, Bus, RoomId, UserId, log::From};
+use qiyu_nats::{AppId, Bus, RoomId, UserId, log::From, subject};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    capsule::{Capsule, EVENTS_MAX, Words},
     moment::Moment,
     pace::{Pace, Speed},
     play::{Form, Patience, Told, play},
@@ -62,10 +69,25 @@ pub(crate) fn command() -> Command {
         .arg(flag("wide", "With --user: look through everybody's messages, too").requires("user"))
         .arg(
             flag("state", "The room as it was: who was inside, the host, mutes, counters")
-                .requires("room")
                 .conflicts_with_all(["from", "to", "follow"]),
         )
-        .arg(moment("at", "With --state: right after this [default: now]").requires("state"))
+        .arg(
+            moment("at", "With --state: right after this [default: now, or a capsule's end]")
+                .requires("state"),
+        )
+        .arg(
+            value("save", "FILE", "Save the window of a room as a capsule")
+                .requires("room")
+                .conflicts_with_all(["state", "follow", "load"]),
+        )
+        .arg(
+            flag("redact", "With --save: without what people typed, names included")
+                .requires("save"),
+        )
+        .arg(
+            value("load", "FILE", "Read a capsule instead of a log")
+                .conflicts_with_all(["room", "user", "app", "follow"]),
+        )
 }
 
 /// Does what the command line asks. Must be awaited on the main thread: see [`Reached::reach`].
@@ -75,8 +97,12 @@ pub(crate) async fn replay(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let asked = Asked::read(arguments, settings)?;
+    if let Some(path) = &asked.load {
+        let capsule = Capsule::load(path)?;
+        return Box::pin(perform_kept(&asked, capsule, stop)).await;
+    }
     let reached = Reached::reach(settings).await?;
-    let done = Box::pin(perform(&asked, &reached, stop)).await;
+    let done = Box::pin(perform(&asked, &reached, settings, stop)).await;
     reached.leave().await;
     done
 }
@@ -108,8 +134,13 @@ struct Asked {
     wide: bool,
     /// The room as it was, rather than what happened.
     state: bool,
-    /// None: now.
+    /// None: now, or at a capsule's end.
     at: Option<Moment>,
+    /// Where to save a capsule.
+    save: Option<PathBuf>,
+    words: Words,
+    /// Which capsule to read. None: the log.
+    load: Option<PathBuf>,
 }
 
 impl Asked {
@@ -154,6 +185,9 @@ impl Asked {
             wide: arguments.get_flag("wide"),
             state: arguments.get_flag("state"),
             at: moment("at")?,
+            save: given("save").map(PathBuf::from),
+            words: if arguments.get_flag("redact") { Words::Redacted } else { Words::Kept },
+            load: given("load").map(PathBuf::from),
         })
     }
 
@@ -209,10 +243,18 @@ impl Asked {
     }
 }
 
-async fn perform(asked: &Asked, reached: &Reached, stop: &CancellationToken) -> anyhow::Result<()> {
+async fn perform(
+    asked: &Asked,
+    reached: &Reached,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let bus = &reached.bus;
+    if let (Some(path), Whom::Room(app, room)) = (&asked.save, asked.whom) {
+        return save(asked, (app, room), bus, settings, path).await;
+    }
     if asked.state {
-        let Whom::Room(app, room) = asked.whom else { bail!("--state needs --room") };
+        let Whom::Room(app, room) = asked.whom else { bail!("--state needs --room, or --load") };
         let now = || Moment::At(qiyu_nats::now_ms());
         let position = state::position_of(bus, asked.at.unwrap_or_else(now)).await?;
         let scene = Scene::of_log(bus, app, room, position).await?;
@@ -230,6 +272,99 @@ async fn perform(asked: &Asked, reached: &Reached, stop: &CancellationToken) -> 
     tape.close().await;
     sum_up(told?, read, began);
     Ok(())
+}
+
+/// The same out of a capsule.
+async fn perform_kept(
+    asked: &Asked,
+    capsule: Capsule,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    note(&capsule.described());
+    if asked.state {
+        show(&capsule.scene(asked.at)?, asked.format);
+        return Ok(());
+    }
+    let selection = Selection::Room(capsule.header.app, capsule.header.room);
+    let mut tape = Tape::Kept(capsule.window(asked.from, asked.to).into_iter());
+    let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
+    let told = play(&mut tape, &selection, pace, form, asked.patience, stop).await?;
+    sum_up(told, None, Instant::now());
+    Ok(())
+}
+
+async fn save(
+    asked: &Asked,
+    (app, room): (AppId, RoomId),
+    bus: &Bus,
+    settings: &Settings,
+    path: &Path,
+) -> anyhow::Result<()> {
+    let window = Window::of(asked, bus).await?;
+    let start = window.scene(bus, app, room).await;
+    let selection = Selection::Room(app, room);
+    let mut filters = selection.filters();
+    filters.push(subject::any_user_measures_of(app));
+    let (from, until) = (From::After(window.after.0), Until::Seq(window.until.0));
+    let mut tape = Tape::of_log(bus.clone(), filters, from, until, Draught::Flood);
+    let mut events = Vec::new();
+    while let Some(entry) = tape.next().await? {
+        if EVENTS_MAX <= events.len() {
+            bail!("the window holds over {EVENTS_MAX} events: save a shorter one");
+        }
+        events.push(entry);
+    }
+    tape.close().await;
+    let mut header =
+        capsule::header((app, room), window.after, window.until, &bus.origin().await?, settings);
+    header.start_known = start.is_some();
+    header.redacted = asked.words == Words::Redacted;
+    let capsule = Capsule::of(header, start.as_ref(), events);
+    let (path, words) = (path.to_owned(), asked.words);
+    let (capsule, saved) = tokio::task::spawn_blocking(move || {
+        let saved = capsule.save(&path, words);
+        (capsule, saved)
+    })
+    .await?;
+    saved?;
+    note(&capsule.described());
+    Ok(())
+}
+
+/// Where a window lies: the position and instant just before it, and its last.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    after: (u64, u64),
+    until: (u64, u64),
+}
+
+impl Window {
+    async fn of(asked: &Asked, bus: &Bus) -> anyhow::Result<Self> {
+        let now = || Moment::At(qiyu_nats::now_ms());
+        let after = match asked.from {
+            None => (0, 0),
+            Some(Moment::At(unix_ms)) => {
+                state::position_of(bus, Moment::At(unix_ms.saturating_sub(1))).await?
+            }
+            Some(from) => {
+                let (seq, at_ms) = state::position_of(bus, from).await?;
+                (seq.saturating_sub(1), at_ms)
+            }
+        };
+        let until = state::position_of(bus, asked.to.unwrap_or_else(now)).await?;
+        Ok(Self { after, until })
+    }
+
+    /// What the room was when it begins. `None`: that is forgotten.
+    async fn scene(&self, bus: &Bus, app: AppId, room: RoomId) -> Option<Scene> {
+        match Scene::of_log(bus, app, room, self.after).await {
+            Ok(scene) => Some(scene),
+            Err(error) => {
+                note(&format!("what the room was at the beginning is not known: {error:#}"));
+                None
+            }
+        }
+    }
 }
 
 fn show(scene: &Scene, format: Format) {

@@ -26,6 +26,8 @@ pub(crate) mod code {
 pub(crate) mod biz {
     pub(crate) const CHAT: i32 = 5555;
     pub(crate) const ROOM_CLOSED: i32 = 5600;
+    /// A notice; fan-out sends it where a room lives.
+    pub(crate) const VIEWERS: i32 = 5601;
     pub(crate) const LIKES: i32 = 5602;
     pub(crate) const MUTED: i32 = 5610;
     /// Left to an integrator's own consumer of the log.
@@ -357,6 +359,11 @@ impl Message {
         Self { body, escaped: OnceLock::new() }
     }
 
+    /// The text of a WebSocket message for one recipient.
+    pub(crate) fn text(&self, user: &str) -> String {
+        ws_text(code::BUSINESS, &format!("{}{user}}}", self.body))
+    }
+
     /// About how many bytes a queue holds with it.
     pub(crate) fn bytes(&self) -> usize {
         self.body.len() + 64
@@ -365,6 +372,16 @@ impl Message {
     fn escaped(&self) -> &str {
         self.escaped.get_or_init(|| escape(&self.body))
     }
+}
+
+/// The text of a WebSocket message that is for this client alone.
+pub(crate) fn reply_text(code: i32, reply: &Reply) -> String {
+    ws_text(code, &serde_json::to_string(reply).expect("plain data encodes"))
+}
+
+fn ws_text(code: i32, body: &str) -> String {
+    let (len, escaped) = (body.len(), escape(body));
+    format!(r#"{{"magic":{MAGIC},"code":{code},"len":{len},"body":"{escaped}"}}"#)
 }
 
 /// `text` as it stands between the quotes of a JSON string.

@@ -35,6 +35,7 @@ mod metrics;
 mod rates;
 mod resume;
 mod serving;
+pub mod show;
 mod socket;
 mod speak;
 mod upgrade;

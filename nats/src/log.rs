@@ -149,6 +149,28 @@ impl Bus {
             .map_err(|error| AppendError::Refused { subject, source: error.into() })
     }
 
+    /// Makes every further room id larger than `taken`: rooms of another system
+    /// were brought here.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`] when the stream of ids does not answer.
+    ///
+    /// # Source
+    ///
+    /// nats-server `server/filestore.go`, `Compact`: purging up to a sequence
+    /// above the last one makes the next one that sequence.
+    pub async fn skip_room_ids(&self, taken: RoomId) -> Result<(), ReadError> {
+        let open = |source| ReadError::Open { source };
+        let ids = self.control.get_stream(stream::IDS).await;
+        let ids = ids.map_err(|error| open(error.into()))?;
+        if ids.cached_info().state.last_sequence < taken.get() {
+            let purged = ids.purge().sequence(taken.get() + 1).await;
+            purged.map_err(|error| open(error.into()))?;
+        }
+        Ok(())
+    }
+
     /// Publishes to any stream until it is confirmed.
     pub(crate) async fn publish_stored(
         &self,

@@ -2,7 +2,7 @@
 //!
 //! | stream | writer | holds |
 //! |---|---|---|
-//! | `IM_IN` | gateways (messages, members, sessions), living (opened, closed, measures), presence (gone) | the log |
+//! | `IM_IN` | gateways (messages, members, sessions), living (opened, closed, measures), presence (gone); in a sandbox `qiyu replay --into` | the log |
 //! | `IM_OUT` | the partition's owner | envelopes waiting for a gateway |
 //! | `IM_LEDGER` | each gateway | outcomes |
 //! | `IM_SNAP` | the partition's owner | snapshots of the fold |

@@ -212,7 +212,11 @@ fn text(happening: &Happening<'_>, names: &Names) -> String {
         }
     };
     let reason = || happening.reason.as_deref().unwrap_or_default();
-    let user = || happening.user.map(|user| format!("user {user}")).unwrap_or_default();
+    // Where the name column shows the number, it is not said twice.
+    let user = || match happening.user.filter(|user| names.of(app, *user).is_some()) {
+        Some(user) => format!("user {user} "),
+        None => String::new(),
+    };
     match happening.kind {
         Kind::Opened => {
             let kind = if happening.room_type == Some(2) { "pk room" } else { "the room" };
@@ -229,10 +233,10 @@ fn text(happening: &Happening<'_>, names: &Names) -> String {
             count => format!("{} times", count.unwrap_or_default()),
         },
         Kind::Joined if happening.resumed == Some(true) => {
-            format!("{} on {}, came back", user(), line(happening))
+            format!("{}on {}, came back", user(), line(happening))
         }
-        Kind::Joined | Kind::Left | Kind::Online => format!("{} on {}", user(), line(happening)),
-        Kind::Offline => format!("{} on {}: {}", user(), line(happening), reason()),
+        Kind::Joined | Kind::Left | Kind::Online => format!("{}on {}", user(), line(happening)),
+        Kind::Offline => format!("{}on {}: {}", user(), line(happening), reason()),
         Kind::Read => happening.msg_ids.as_deref().unwrap_or_default().join(" "),
         Kind::Unacknowledged => unacked(happening, &name),
         Kind::Gone => {

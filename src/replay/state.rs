@@ -238,7 +238,10 @@ impl Scene {
             (Some((msg_id, at_ms)), _) => {
                 row("closed", &format!("at {} by {msg_id}", moment::shown(at_ms)));
             }
-            (None, Some(_)) => row("open", self.name.as_deref().unwrap_or("(name forgotten)")),
+            (None, Some(_)) => {
+                let name = self.name.as_deref().filter(|name| !name.is_empty());
+                row("open", name.unwrap_or("(its name is not in the log)"));
+            }
             (None, None) => row("open?", "its opening is not in the log any more"),
         }
         if let Some(host) = state.anchor {

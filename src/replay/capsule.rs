@@ -1,0 +1,383 @@
+//! An incident in a file: a window of one room's log, what the room was when
+//! it began, and under which settings and versions it was taken.
+//!
+//! Gzipped JSON lines, so that `zcat` and `jq` read it too: a header, what came
+//! before, the events, an end. Version [`VERSION`]; names are only added.
+
+use std::{
+    collections::BTreeSet,
+    fs::{File, OpenOptions},
+    io::{self, BufRead, BufReader, BufWriter, Read, Write},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use qiyu_fanout::fold::Fold;
+use qiyu_nats::{
+    AppId, MsgId, RoomId, UserId, codec,
+    event::{Event, MemberChange, Record, SessionChange},
+    log::LogEntry,
+    measure::Measure,
+    origin::Origin,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    moment::{self, Moment},
+    prelude,
+    redact::redact,
+    state::Scene,
+};
+
+/// What this build writes, and the newest it reads.
+const VERSION: u32 = 1;
+/// Events in a capsule: they are held in memory when it is played. A busy room
+/// says some hundred a second, so this is hours of it.
+pub(crate) const EVENTS_MAX: usize = 2_000_000;
+/// Bytes of one line, unpacked: an event is 256 KiB at most, and grows as JSON.
+const LINE_BYTES_MAX: u64 = 2 * 1024 * 1024;
+
+/// What the capsule says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Header {
+    /// Of the format: [`VERSION`].
+    pub(crate) capsule: u32,
+    /// Of the build that wrote it.
+    pub(crate) qiyu: String,
+    /// Of the server it was read from.
+    pub(crate) nats: String,
+    pub(crate) saved_at: String,
+    pub(crate) app: AppId,
+    pub(crate) room: RoomId,
+    /// The window: events after this one …
+    pub(crate) after: String,
+    /// … up to and with this one.
+    pub(crate) until: String,
+    /// The instant just before the window, ms since 1970.
+    pub(crate) from_ms: u64,
+    /// The window's last instant.
+    pub(crate) until_ms: u64,
+    /// Whether what the room was at the beginning is known and told.
+    pub(crate) start_known: bool,
+    /// Whether what people typed was taken out.
+    pub(crate) redacted: bool,
+    pub(crate) log: LogFacts,
+    /// Of the command that wrote it, secrets masked.
+    pub(crate) settings: Vec<String>,
+}
+
+/// The log it was taken from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct LogFacts {
+    /// Text, because it is larger than a float holds.
+    pub(crate) created_ns: String,
+    pub(crate) retain_seconds: u64,
+    pub(crate) replicas: usize,
+    pub(crate) first_seq: u64,
+    pub(crate) last_seq: u64,
+}
+
+impl LogFacts {
+    pub(crate) fn of(origin: &Origin) -> Self {
+        Self {
+            created_ns: origin.created_ns.to_string(),
+            retain_seconds: origin.retain.as_secs(),
+            replicas: origin.replicas,
+            first_seq: origin.first,
+            last_seq: origin.last,
+        }
+    }
+}
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Header(Box<Header>),
+    /// Makes the fold know what the room was when the window begins.
+    Before(Kept),
+    Event(Kept),
+    /// Nothing is missing.
+    End {
+        events: usize,
+    },
+}
+
+/// One event.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kept {
+    msg_id: String,
+    stored_ms: u64,
+    subject: String,
+    /// As this build understands it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record: Option<Record>,
+    /// Its bytes in Base64, where this build does not understand all of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw: Option<String>,
+}
+
+/// Whether what people typed is taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Words {
+    Kept,
+    Redacted,
+}
+
+/// A window of a room.
+#[derive(Debug)]
+pub(crate) struct Capsule {
+    pub(crate) header: Header,
+    pub(crate) before: Vec<LogEntry>,
+    pub(crate) events: Vec<LogEntry>,
+}
+
+impl Capsule {
+    /// Writes it where nothing is yet, for this user's eyes only: people said
+    /// these things to each other.
+    pub(crate) fn save(&self, path: &Path, words: Words) -> anyhow::Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = file.with_context(|| format!("make {}", path.display()))?;
+        let written = self.write(file, words);
+        if written.is_err() {
+            std::fs::remove_file(path).ok(); // half of it is worth nothing
+        }
+        written.with_context(|| format!("write {}", path.display()))
+    }
+
+    fn write(&self, file: File, words: Words) -> anyhow::Result<()> {
+        let mut out = BufWriter::new(GzEncoder::new(file, Compression::default()));
+        let mut line = |line: &Line| -> anyhow::Result<()> {
+            serde_json::to_writer(&mut out, line)?;
+            Ok(out.write_all(b"\n")?)
+        };
+        line(&Line::Header(Box::new(self.header.clone())))?;
+        for entry in &self.before {
+            line(&Line::Before(Kept::of(entry, words)))?;
+        }
+        for entry in &self.events {
+            line(&Line::Event(Kept::of(entry, words)))?;
+        }
+        line(&Line::End { events: self.events.len() })?;
+        let packed = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        packed.finish()?.sync_all()?;
+        Ok(())
+    }
+
+    /// Reads one back.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        Self::read(file).with_context(|| format!("read the capsule {}", path.display()))
+    }
+
+    fn read(file: File) -> anyhow::Result<Self> {
+        let mut lines = Lines(BufReader::new(GzDecoder::new(file)));
+        let Some(Line::Header(header)) = lines.next()? else { bail!("it has no header") };
+        ensure!(
+            header.capsule <= VERSION,
+            "it has format {}, and this build reads up to {VERSION}: use a newer qiyu",
+            header.capsule
+        );
+        let (mut before, mut events) = (Vec::new(), Vec::new());
+        loop {
+            match lines.next()? {
+                Some(Line::Before(kept)) => before.push(kept.entry()?),
+                Some(Line::Event(kept)) => events.push(kept.entry()?),
+                Some(Line::End { events: counted }) => {
+                    ensure!(counted == events.len(), "events are missing from it");
+                    return Ok(Self { header: *header, before, events });
+                }
+                Some(Line::Header(_)) => bail!("it has two headers"),
+                None => bail!("its end is missing"),
+            }
+            let held = before.len() + events.len();
+            ensure!(held <= 2 * EVENTS_MAX, "it holds more than {EVENTS_MAX} events");
+        }
+    }
+
+    /// What it is, in one line.
+    pub(crate) fn described(&self) -> String {
+        let Header { app, room, from_ms, until_ms, saved_at, qiyu, redacted, .. } = &self.header;
+        format!(
+            "capsule of room {room} of app {app}, {} to {}, {} events{}; saved at {saved_at} by \
+             qiyu {qiyu}",
+            moment::shown(*from_ms),
+            moment::shown(*until_ms),
+            self.events.len(),
+            if *redacted { ", redacted" } else { "" }
+        )
+    }
+
+    /// The events of a part of the window.
+    pub(crate) fn window(&self, from: Option<Moment>, to: Option<Moment>) -> Vec<LogEntry> {
+        let begun = |entry: &LogEntry| match from {
+            None => true,
+            Some(Moment::Msg(msg_id)) => msg_id.seq() <= entry.seq,
+            Some(Moment::At(unix_ms)) => unix_ms <= entry.written_ms,
+        };
+        let ended = |entry: &LogEntry| match to {
+            None => false,
+            Some(Moment::Msg(msg_id)) => msg_id.seq() < entry.seq,
+            Some(Moment::At(unix_ms)) => unix_ms < entry.written_ms,
+        };
+        self.events.iter().filter(|entry| begun(entry) && !ended(entry)).cloned().collect()
+    }
+
+    /// The room right after `at`, or at the window's end.
+    pub(crate) fn scene(&self, at: Option<Moment>) -> anyhow::Result<Scene> {
+        let header = &self.header;
+        ensure!(
+            header.start_known,
+            "what the room was at the window's beginning was forgotten when this was saved"
+        );
+        let outside = || {
+            let (from, until) = (moment::shown(header.from_ms), moment::shown(header.until_ms));
+            format!(
+                "this capsule knows the room from {from} ({}) to {until} ({})",
+                header.after, header.until
+            )
+        };
+        let (after, until) = (header.after.parse::<MsgId>()?, header.until.parse::<MsgId>()?);
+        let inside = match at {
+            None => true,
+            Some(Moment::Msg(msg_id)) => after <= msg_id && msg_id <= until,
+            Some(Moment::At(unix_ms)) => (header.from_ms..=header.until_ms).contains(&unix_ms),
+        };
+        ensure!(inside, outside());
+        let (mut fold, mut name, mut position) = (Fold::default(), None, after);
+        let counted = self.window(None, at);
+        let mut at_ms = header.from_ms;
+        for entry in self.before.iter().chain(&counted) {
+            let Ok(record) = entry.record() else { continue };
+            if let Event::RoomOpened { name: opened, .. } = &record.event {
+                name = Some(opened.clone());
+            }
+            fold.apply(entry.msg_id(), record);
+        }
+        if let Some(last) = counted.last() {
+            (position, at_ms) = (last.msg_id(), last.written_ms);
+        }
+        match at {
+            None => (position, at_ms) = (until, header.until_ms),
+            Some(Moment::Msg(msg_id)) => position = msg_id,
+            Some(Moment::At(unix_ms)) => at_ms = unix_ms,
+        }
+        Ok(Scene::of_fold(&fold, (header.app, header.room), (position, at_ms), name))
+    }
+
+    /// Puts one together. `events` may hold measures in the whole app against
+    /// anybody; those against people who never come up are left out.
+    pub(crate) fn of(header: Header, start: Option<&Scene>, events: Vec<LogEntry>) -> Self {
+        let before = start.map(prelude::of).unwrap_or_default();
+        let mut seen: BTreeSet<UserId> = BTreeSet::new();
+        for entry in before.iter().chain(&events) {
+            let Ok(record) = entry.record() else { continue };
+            super::happening::take_apart(entry, Some(&record), |happening| {
+                if happening.room.is_some() {
+                    seen.extend(happening.user);
+                }
+            });
+        }
+        let concerns = |entry: &LogEntry| match entry.record().map(|record| record.event) {
+            Ok(
+                Event::MeasureTaken { room: None, user, .. }
+                | Event::MeasureLifted { room: None, user, .. },
+            ) => seen.contains(&user),
+            _ => true,
+        };
+        let events = events.into_iter().filter(concerns).collect();
+        Self { header, before, events }
+    }
+}
+
+/// The header of a capsule of this build.
+pub(crate) fn header(
+    (app, room): (AppId, RoomId),
+    (after, from_ms): (u64, u64),
+    (until, until_ms): (u64, u64),
+    origin: &Origin,
+    settings: &crate::settings::Settings,
+) -> Header {
+    Header {
+        capsule: VERSION,
+        qiyu: env!("CARGO_PKG_VERSION").to_owned(),
+        nats: origin.server.clone(),
+        saved_at: moment::shown(qiyu_nats::now_ms()),
+        app,
+        room,
+        after: MsgId::at(after).to_string(),
+        until: MsgId::at(until).to_string(),
+        from_ms,
+        until_ms,
+        start_known: false,
+        redacted: false,
+        log: LogFacts::of(origin),
+        settings: settings.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+impl Kept {
+    fn of(entry: &LogEntry, words: Words) -> Self {
+        let known = entry.record().ok().filter(|record| is_known(&record.event));
+        let (record, raw) = match (known, words) {
+            (Some(record), Words::Kept) => (Some(record), None),
+            (Some(mut record), Words::Redacted) => {
+                redact(&mut record);
+                (Some(record), None)
+            }
+            (None, Words::Kept) => (None, Some(BASE64_STANDARD.encode(&entry.payload))),
+            (None, Words::Redacted) => (None, None), // nobody knows what it says
+        };
+        let msg_id = entry.msg_id().to_string();
+        Self { msg_id, stored_ms: entry.written_ms, subject: entry.subject.clone(), record, raw }
+    }
+
+    fn entry(self) -> anyhow::Result<LogEntry> {
+        let msg_id: MsgId = self.msg_id.parse()?;
+        let payload = match (self.record, self.raw) {
+            (Some(record), _) => codec::encode(&record)?,
+            (None, Some(raw)) => BASE64_STANDARD.decode(raw).context("raw event")?.into(),
+            (None, None) => Vec::new().into(),
+        };
+        let (seq, written_ms) = (msg_id.seq(), self.stored_ms);
+        Ok(LogEntry { seq, subject: self.subject, payload, pending: 0, written_ms })
+    }
+}
+
+/// Whether this build understands all of an event, so that it can write it again.
+fn is_known(event: &Event) -> bool {
+    match event {
+        Event::Unknown => false,
+        Event::MembersChanged { changes, .. } => {
+            !changes.iter().any(|change| matches!(change, MemberChange::Unknown))
+        }
+        Event::SessionsChanged { changes, .. } => {
+            !changes.iter().any(|change| matches!(change, SessionChange::Unknown))
+        }
+        Event::MeasureTaken { measure, .. } | Event::MeasureLifted { measure, .. } => {
+            *measure != Measure::Unknown
+        }
+        _ => true,
+    }
+}
+
+/// The lines of a file that may be anything.
+struct Lines<R>(R);
+
+impl<R: BufRead> Lines<R> {
+    fn next(&mut self) -> anyhow::Result<Option<Line>> {
+        let mut text = String::new();
+        let read = (&mut self.0).take(LINE_BYTES_MAX).read_line(&mut text)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        ensure!(text.ends_with('\n'), "a line of it is too long, or cut short");
+        serde_json::from_str(&text).map(Some).context("a line of it cannot be read")
+    }
+}

@@ -1,0 +1,104 @@
+//! What a room was, said in events: whoever folds them knows it again.
+//!
+//! A capsule and a sandbox begin somewhere in a room's life. What they need to
+//! know of it before is told in the log's own words, which every build reads.
+
+use std::collections::BTreeMap;
+
+use qiyu_nats::{
+    AppId, GatewayId, Incarnation, MsgId, RoomId, UserId, codec,
+    event::{Event, MemberChange, Record, VERSION},
+    log::LogEntry,
+    measure::{Measure, MeasureEntry, Taken},
+    subject::{self, RoomKind},
+};
+
+use super::state::Scene;
+
+/// Events that make an empty fold know `scene`, in the order in which to fold
+/// them. Who left, and since when the anchor is gone, is not told.
+pub(crate) fn of(scene: &Scene) -> Vec<LogEntry> {
+    let Some(state) = &scene.state else { return Vec::new() };
+    let (app, room) = (scene.app, scene.room);
+    let mut told = Vec::new();
+    if let Some(anchor) = state.anchor {
+        let (name, cover) = (scene.name.clone().unwrap_or_default(), String::new());
+        let opened = Event::RoomOpened { app, room, anchor, room_type: 1, name, cover };
+        told.push(entry(
+            MsgId::at(0),
+            scene.at_ms,
+            room_subject(app, room, RoomKind::Opened),
+            opened,
+        ));
+    }
+    let mut joined: BTreeMap<(MsgId, Incarnation), Vec<MemberChange>> = BTreeMap::new();
+    for member in &state.members {
+        let (connection, user) = (member.connection, member.user);
+        let change = MemberChange::Joined { connection, user, resumed: false };
+        joined.entry((member.joined, member.gateway.clone())).or_default().push(change);
+    }
+    for ((position, gateway), changes) in joined {
+        let event = Event::MembersChanged { app, room, gateway, changes };
+        let subject = room_subject(app, room, RoomKind::Members);
+        told.push(entry(position, scene.at_ms, subject, event));
+    }
+    if 0 < state.counts.good_num {
+        let gateway = state.members.first().map(|member| member.gateway.clone());
+        let gateway = gateway.unwrap_or_else(nobody);
+        let event = Event::RoomLiked { app, room, gateway, count: state.counts.good_num };
+        let subject = room_subject(app, room, RoomKind::Likes);
+        told.push(entry(scene.position, scene.at_ms, subject, event));
+    }
+    for (user, measures) in &state.measures {
+        let subject = room_subject(app, room, RoomKind::Measures);
+        told.extend(taken(app, Some(room), *user, measures, &subject));
+    }
+    for (user, measures) in &scene.everywhere {
+        told.extend(taken(app, None, *user, measures, &subject::user_measures(app, *user)));
+    }
+    if let Some((position, at_ms)) = state.closed {
+        let closed = Event::RoomClosed { app, room, by: None };
+        told.push(entry(position, at_ms, room_subject(app, room, RoomKind::Closed), closed));
+    }
+    told.sort_by_key(|entry| entry.seq);
+    told
+}
+
+fn taken(
+    app: AppId,
+    room: Option<RoomId>,
+    user: UserId,
+    entry_of: &MeasureEntry,
+    subject: &str,
+) -> Vec<LogEntry> {
+    let named = [
+        (Measure::Mute, &entry_of.mute),
+        (Measure::Ban, &entry_of.ban),
+        (Measure::Kick, &entry_of.kick),
+    ];
+    let mut told = Vec::new();
+    for (measure, taken) in named {
+        let Some(Taken { msg_id, at_ms, until_ms, reason, by }) = taken.clone() else { continue };
+        let event = Event::MeasureTaken { app, room, user, measure, until_ms, reason, by };
+        told.push(entry(msg_id, at_ms, subject.to_owned(), event));
+    }
+    // An entry takes only what is newer than the last.
+    told.sort_by_key(|entry| entry.seq);
+    told
+}
+
+fn room_subject(app: AppId, room: RoomId, kind: RoomKind) -> String {
+    subject::room(app, room, kind)
+}
+
+fn entry(position: MsgId, at_ms: u64, subject: String, event: Event) -> LogEntry {
+    let record = Record { v: VERSION, at_ms, event };
+    let payload = codec::encode(&record).expect("plain data encodes");
+    LogEntry { seq: position.seq(), subject, payload, pending: 0, written_ms: at_ms }
+}
+
+/// Whose likes are nobody's in particular.
+fn nobody() -> Incarnation {
+    let id: GatewayId = "nobody".parse().expect("a name");
+    Incarnation { id, epoch: 0 }
+}
