@@ -2,6 +2,7 @@
 
 mod capsule;
 mod happening;
+mod into;
 mod moment;
 mod names;
 mod pace;
@@ -10,11 +11,14 @@ mod prelude;
 mod pretty;
 mod redact;
 mod selection;
+mod serve;
 mod state;
 mod tape;
 mod text;
+mod translate;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -23,15 +27,17 @@ use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use qiyu_nats::{AppId, Bus, RoomId, UserId, log::From, subject};
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     capsule::{Capsule, EVENTS_MAX, Words},
+    into::Sandbox,
     moment::Moment,
     pace::{Pace, Speed},
     play::{Form, Patience, Told, play},
     pretty::{Colour, Layout, RoomColumn},
     selection::{Breadth, Selection},
+    serve::{Doors, Film, Theatre, serve},
     state::Scene,
     tape::{Draught, Tape, Until},
 };
@@ -59,7 +65,11 @@ pub(crate) fn command() -> Command {
         .arg(value("app", "ID", "The app [default: the first of --apps; for everything: all]"))
         .arg(moment("from", "Where to begin [default: where the log does]"))
         .arg(moment("to", "Where to end [default: where the log does now]"))
-        .arg(value("speed", "SPEED", "1x, 10x, … or max").default_value("max"))
+        .arg(value(
+            "speed",
+            "SPEED",
+            "1x, 10x, … or max [default: max; with --into and --serve 1x]",
+        ))
         .arg(
             value("format", "FORMAT", "For people, or JSON lines (docs/DEBUGGING.md)")
                 .value_parser(["pretty", "json"])
@@ -88,6 +98,16 @@ pub(crate) fn command() -> Command {
             value("load", "FILE", "Read a capsule instead of a log")
                 .conflicts_with_all(["room", "user", "app", "follow"]),
         )
+        .arg(
+            value("into", "NATS-URL", "Append the window to the log of a sandbox, as if it happened now")
+                .conflicts_with_all(["user", "state", "follow", "save"]),
+        )
+        .arg(
+            value("serve", "ADDR", "Show the room to WebSocket clients that connect to ADDR [default: --ws-listen], and the page at --http-listen")
+                .num_args(0..=1)
+                .default_missing_value("")
+                .conflicts_with_all(["user", "state", "follow", "save", "into"]),
+        )
 }
 
 /// Does what the command line asks. Must be awaited on the main thread: see [`Reached::reach`].
@@ -99,7 +119,7 @@ pub(crate) async fn replay(
     let asked = Asked::read(arguments, settings)?;
     if let Some(path) = &asked.load {
         let capsule = Capsule::load(path)?;
-        return Box::pin(perform_kept(&asked, capsule, stop)).await;
+        return Box::pin(perform_kept(&asked, capsule, settings, stop)).await;
     }
     let reached = Reached::reach(settings).await?;
     let done = Box::pin(perform(&asked, &reached, settings, stop)).await;
@@ -141,6 +161,10 @@ struct Asked {
     words: Words,
     /// Which capsule to read. None: the log.
     load: Option<PathBuf>,
+    /// A sandbox to write into.
+    into: Option<String>,
+    /// Where to show the room.
+    serve: Option<SocketAddr>,
 }
 
 impl Asked {
@@ -171,7 +195,8 @@ impl Asked {
         if backwards {
             bail!("--to lies before --from");
         }
-        let speed = given("speed").unwrap_or("max");
+        let live = given("into").is_some() || given("serve").is_some();
+        let speed = given("speed").unwrap_or(if live { "1x" } else { "max" });
         let speed = Speed::parse(speed)
             .map_err(|accepted| anyhow::anyhow!("--speed {speed:?} is not {accepted}"))?;
         let follow = arguments.get_flag("follow");
@@ -188,6 +213,15 @@ impl Asked {
             save: given("save").map(PathBuf::from),
             words: if arguments.get_flag("redact") { Words::Redacted } else { Words::Kept },
             load: given("load").map(PathBuf::from),
+            into: given("into").map(str::to_owned),
+            serve: match given("serve") {
+                None => None,
+                Some("") => Some(settings.ws_listen),
+                Some(address) => {
+                    let parsed = address.parse();
+                    Some(parsed.context("--serve takes an address such as 127.0.0.1:8086")?)
+                }
+            },
         })
     }
 
@@ -253,6 +287,17 @@ async fn perform(
     if let (Some(path), Whom::Room(app, room)) = (&asked.save, asked.whom) {
         return save(asked, (app, room), bus, settings, path).await;
     }
+    if let Some(url) = &asked.into {
+        return pour(asked, bus, url, settings, stop).await;
+    }
+    if let Some(ws) = asked.serve {
+        let Whom::Room(app, room) = asked.whom else { bail!("--serve needs --room, or --load") };
+        let window = Window::of(asked, bus).await?;
+        let scene = window.scene(bus, app, room).await;
+        let film = Film::Log { bus: Box::new(bus.clone()), until: Until::Seq(window.until.0) };
+        let theatre = theatre(asked, (app, room), film, window.after.0, scene.as_ref(), stop);
+        return serve(theatre, doors(settings, ws)).await;
+    }
     if asked.state {
         let Whom::Room(app, room) = asked.whom else { bail!("--state needs --room, or --load") };
         let now = || Moment::At(qiyu_nats::now_ms());
@@ -278,6 +323,7 @@ async fn perform(
 async fn perform_kept(
     asked: &Asked,
     capsule: Capsule,
+    settings: &Settings,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     note(&capsule.described());
@@ -285,12 +331,81 @@ async fn perform_kept(
         show(&capsule.scene(asked.at)?, asked.format);
         return Ok(());
     }
+    let events = capsule.window(asked.from, asked.to);
+    if let Some(url) = &asked.into {
+        let before = capsule.scene_before(asked.from)?.as_ref().map(prelude::of);
+        let source = into::Source::Capsule { created_ns: &capsule.header.log.created_ns };
+        let sandbox = Sandbox::open(url, settings, source).await?;
+        sandbox.make_way(capsule.header.app, capsule.header.room).await?;
+        let mut tape = Tape::Kept(events.into_iter());
+        let pace = Pace::new(asked.speed);
+        return sandbox.play(before.unwrap_or_default(), &mut tape, pace, stop).await;
+    }
+    if let Some(ws) = asked.serve {
+        let scene = capsule.scene_before(asked.from)?;
+        let after = events.first().map_or(0, |entry| entry.seq.saturating_sub(1));
+        let (whose, film) = ((capsule.header.app, capsule.header.room), Film::Capsule(events));
+        let theatre = theatre(asked, whose, film, after, scene.as_ref(), stop);
+        let theatre = Theatre { name: capsule.name(), ..theatre };
+        return serve(theatre, doors(settings, ws)).await;
+    }
     let selection = Selection::Room(capsule.header.app, capsule.header.room);
-    let mut tape = Tape::Kept(capsule.window(asked.from, asked.to).into_iter());
+    let mut tape = Tape::Kept(events.into_iter());
     let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
     let told = play(&mut tape, &selection, pace, form, asked.patience, stop).await?;
     sum_up(told, None, Instant::now());
     Ok(())
+}
+
+/// A window of the log into a sandbox.
+async fn pour(
+    asked: &Asked,
+    bus: &Bus,
+    url: &str,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let sandbox = Sandbox::open(url, settings, into::Source::Log(bus)).await?;
+    let window = Window::of(asked, bus).await?;
+    let mut before = Vec::new();
+    if let Whom::Room(app, room) = asked.whom {
+        sandbox.make_way(app, room).await?;
+        let scene = window.scene(bus, app, room).await;
+        before = scene.as_ref().map(prelude::of).unwrap_or_default();
+    } else if asked.from.is_some() {
+        note("what rooms were before --from is only told of one room: name it with --room");
+    }
+    let filters = asked.selection(bus).await?.filters();
+    let (from, until) = (From::After(window.after.0), Until::Seq(window.until.0));
+    let mut tape = Tape::of_log(bus.clone(), filters, from, until, asked.draught());
+    let poured = sandbox.play(before, &mut tape, Pace::new(asked.speed), stop).await;
+    tape.close().await;
+    poured
+}
+
+fn theatre(
+    asked: &Asked,
+    (app, room): (AppId, RoomId),
+    film: Film,
+    after: u64,
+    scene: Option<&Scene>,
+    stop: &CancellationToken,
+) -> Theatre {
+    Theatre {
+        film,
+        app,
+        room,
+        name: scene.and_then(|scene| scene.name.clone()),
+        after,
+        before: scene.map(prelude::of).unwrap_or_default(),
+        speed: asked.speed,
+        tasks: TaskTracker::new(),
+        stop: stop.clone(),
+    }
+}
+
+fn doors(settings: &Settings, ws: SocketAddr) -> Doors {
+    Doors { http: settings.http_listen, ws, origins: settings.origins.clone() }
 }
 
 async fn save(

@@ -141,7 +141,7 @@ pub(crate) async fn guard(State(edge): State<Arc<Edge>>, request: Request, next:
 
 /// On every answer. The page loads nothing foreign but people's pictures, and
 /// speaks to gateways on other hosts and ports.
-const PROTECTION: [(HeaderName, &str); 3] = [
+pub(crate) const PROTECTION: [(HeaderName, &str); 3] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "no-referrer"),
     (

@@ -29,5 +29,6 @@ mod server;
 mod service;
 
 pub use identity::KeyError;
+pub use page::page_router;
 pub use profile::ProfileError;
 pub use service::{Api, Config, StartError};

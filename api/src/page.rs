@@ -6,12 +6,15 @@ use std::{
 };
 
 use axum::{
-    extract::Path,
-    http::{HeaderMap, HeaderName, StatusCode, header},
+    Router,
+    extract::{Path, Request},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
+    routing::get,
 };
 
-use crate::answer::Refused;
+use crate::{answer::Refused, edge::PROTECTION};
 
 /// One file of the page.
 struct File {
@@ -34,6 +37,22 @@ static ASSETS: LazyLock<[File; 4]> = LazyLock::new(|| {
         file("background.svg", "image/svg+xml", include_str!("../page/background.svg")),
     ]
 });
+
+/// The page alone, for whoever answers its questions in another way: `/` and
+/// what it loads.
+pub fn page_router() -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/assets/{name}", get(asset))
+        .layer(middleware::from_fn(protected))
+}
+
+async fn protected(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = PROTECTION.map(|(name, value)| (name, HeaderValue::from_static(value)));
+    response.headers_mut().extend(headers);
+    response
+}
 
 /// The page itself.
 pub(crate) async fn index(headers: HeaderMap) -> Response {

@@ -252,8 +252,7 @@ impl Viewer {
             }
             _ => {
                 let name = None;
-                let refusal =
-                    Reply::receipt(self.app, self.user, name, Err(Reason::Unreadable));
+                let refusal = Reply::receipt(self.app, self.user, name, Err(Reason::Unreadable));
                 self.reply(code::RECEIPT, &refusal).await?;
                 self.close(3505, "").await?;
                 return Ok(Next::Ends);

@@ -227,6 +227,7 @@ impl Bus {
 
     /// Reads much of the log at once, from a position or an instant on: for
     /// people and tools, with pull windows too wide for whoever must be prompt.
+    /// No filters: all of it.
     ///
     /// # Errors
     ///

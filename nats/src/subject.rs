@@ -65,14 +65,6 @@ pub fn whole_user(app: AppId, user: UserId) -> String {
     format!("im.in.{partition}.{app}.user.{user}.>")
 }
 
-/// Everything of one app, whatever the partition; gateways belong to none.
-pub fn whole_app(app: AppId) -> String {
-    format!("im.in.*.{app}.>")
-}
-
-/// The whole log.
-pub const WHOLE_LOG: &str = "im.in.>";
-
 /// One app's rooms' events of one kind, whatever the partition.
 pub fn any_room_of(app: AppId, kind: RoomKind) -> String {
     format!("im.in.*.{app}.room.*.{}", kind.as_str())
@@ -146,11 +138,6 @@ pub fn gateway_gone(partition: Partition, gateway: &GatewayId) -> String {
 /// The ends of all gateways, as one partition hears of them.
 pub fn any_gateway_gone_in(partition: Partition) -> String {
     format!("im.in.{partition}.gateway.*.gone")
-}
-
-/// The ends of all gateways, as every partition hears of them.
-pub fn any_gateway_gone() -> String {
-    "im.in.*.gateway.*.gone".to_owned()
 }
 
 /// What one gateway incarnation has to deliver.

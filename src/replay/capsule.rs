@@ -271,6 +271,31 @@ impl Capsule {
         Ok(Scene::of_fold(&fold, (header.app, header.room), (position, at_ms), name))
     }
 
+    /// The room's name, as its opening says, before the window or in it.
+    pub(crate) fn name(&self) -> Option<String> {
+        self.before.iter().chain(&self.events).find_map(|entry| match entry.record().ok()?.event {
+            Event::RoomOpened { name, .. } => Some(name),
+            _ => None,
+        })
+    }
+
+    /// The room right before `from`, or before the window. `None`: forgotten.
+    pub(crate) fn scene_before(&self, from: Option<Moment>) -> anyhow::Result<Option<Scene>> {
+        if !self.header.start_known {
+            return Ok(None);
+        }
+        let after: MsgId = self.header.after.parse()?;
+        let before = match from {
+            None => Moment::Msg(after),
+            Some(Moment::Msg(msg_id)) => {
+                Moment::Msg(MsgId::at(msg_id.seq().saturating_sub(1)).max(after))
+            }
+            Some(Moment::At(unix_ms)) if unix_ms <= self.header.from_ms => Moment::Msg(after),
+            Some(Moment::At(unix_ms)) => Moment::At(unix_ms - 1),
+        };
+        self.scene(Some(before)).map(Some)
+    }
+
     /// Puts one together. `events` may hold measures in the whole app against
     /// anybody; those against people who never come up are left out.
     pub(crate) fn of(header: Header, start: Option<&Scene>, events: Vec<LogEntry>) -> Self {

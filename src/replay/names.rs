@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
-use qiyu_nats::{AppId, UserId, log::LogEntry};
+use qiyu_nats::{
+    AppId, UserId,
+    event::{Event, Record},
+    log::LogEntry,
+};
 
 use super::happening::{Happening, Kind, take_apart};
 
@@ -15,17 +19,20 @@ const NAMES_MAX: usize = 100_000;
 pub(crate) struct Names(HashMap<(AppId, UserId), String>);
 
 impl Names {
-    /// Learns from a message what its sender is called.
-    pub(crate) fn learn(&mut self, entry: &LogEntry) {
-        // Only messages carry names; the rest need not be decoded for it.
-        if !entry.subject.ends_with(".msg") {
-            return;
+    /// Learns from a message what its sender is called, if nothing is known yet.
+    pub(crate) fn learn(&mut self, entry: &LogEntry, record: &Record) {
+        let (app, sender) = match &record.event {
+            Event::RoomMessageSent { app, sender, .. }
+            | Event::DirectMessageSent { app, sender, .. } => (*app, sender),
+            _ => return,
+        };
+        if !self.0.contains_key(&(app, sender.user)) {
+            take_apart(entry, Some(record), |happening| self.learn_of(&happening));
         }
-        let Ok(record) = entry.record() else { return };
-        take_apart(entry, Some(&record), |happening| self.learn_of(&happening));
     }
 
-    fn learn_of(&mut self, happening: &Happening<'_>) {
+    /// Learns what a sender is called from now on.
+    pub(crate) fn learn_of(&mut self, happening: &Happening<'_>) {
         let said = matches!(happening.kind, Kind::Said | Kind::Wrote);
         let (Some(app), Some(user), Some(name)) = (happening.app, happening.user, &happening.name)
         else {

@@ -7,19 +7,31 @@ use std::{
 };
 
 use anyhow::Context as _;
-use qiyu_nats::log::LogEntry;
+use qiyu_nats::{event::Record, log::LogEntry};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    happening::take_apart, moment, names::Names, pace::Pace, pretty::Layout, selection::Selection,
-    tape::Tape, text::harmless_json,
+    happening::{Happening, take_apart},
+    moment,
+    names::Names,
+    pace::Pace,
+    pretty::Layout,
+    selection::Selection,
+    tape::Tape,
+    text::harmless_json,
 };
 
 /// Entries read ahead, so that those who come in have the names they speak under later.
 const AHEAD: usize = 2_000;
 /// Bytes written at once.
 const WRITE_BYTES: usize = 64 * 1024;
+
+/// An entry, and what it says, if it says anything.
+struct Read {
+    entry: LogEntry,
+    record: Option<Record>,
+}
 
 /// What happenings are written as.
 #[derive(Debug)]
@@ -69,7 +81,7 @@ pub(crate) async fn play(
                 Some(filled) => filled?,
             }
         }
-        let Some(entry) = ahead.pop_front() else { break };
+        let Some(Read { entry, record }) = ahead.pop_front() else { break };
         if let Some(due) = pace.due(entry.written_ms) {
             out.flush()?;
             if stop.run_until_cancelled(sleep_until(due)).await.is_none() {
@@ -77,7 +89,12 @@ pub(crate) async fn play(
             }
         }
         told.last_ms = Some(entry.written_ms);
-        tell(&entry, selection, &names, &mut form, &mut out, &mut told);
+        take_apart(&entry, record.as_ref(), |happening| {
+            if selection.wants(&happening) {
+                told.happenings += 1;
+                tell(happening, &mut names, &mut form, &mut out);
+            }
+        });
         out.flush_if_full()?;
         if out.is_closed() {
             return Ok(told);
@@ -90,7 +107,7 @@ pub(crate) async fn play(
 /// Reads what lies ready. Nothing is left ahead only at the tape's end.
 async fn fill(
     tape: &mut Tape,
-    ahead: &mut VecDeque<LogEntry>,
+    ahead: &mut VecDeque<Read>,
     names: &mut Names,
     form: &Form,
     patience: Patience,
@@ -105,39 +122,29 @@ async fn fill(
             Patience::Live | Patience::Whole => next.await?,
         };
         let Some(entry) = entry else { return Ok(()) };
-        if matches!(form, Form::Pretty(_)) {
-            names.learn(&entry);
+        let record = entry.record().ok();
+        if let (Form::Pretty(_), Some(record)) = (form, &record) {
+            names.learn(&entry, record);
         }
-        ahead.push_back(entry);
+        ahead.push_back(Read { entry, record });
     }
     Ok(())
 }
 
-fn tell(
-    entry: &LogEntry,
-    selection: &Selection,
-    names: &Names,
-    form: &mut Form,
-    out: &mut Out,
-    told: &mut Told,
-) {
-    let record = entry.record().ok();
-    take_apart(entry, record.as_ref(), |mut happening| {
-        if !selection.wants(&happening) {
-            return;
+fn tell(mut happening: Happening<'_>, names: &mut Names, form: &mut Form, out: &mut Out) {
+    match form {
+        Form::Pretty(layout) => {
+            names.learn_of(&happening);
+            layout.write(&mut out.text, &happening, names);
         }
-        told.happenings += 1;
-        match form {
-            Form::Pretty(layout) => layout.write(&mut out.text, &happening, names),
-            Form::Json => {
-                happening.at = moment::shown(happening.at_ms);
-                // Plain data of our own: it encodes.
-                let line = serde_json::to_string(&happening).unwrap_or_default();
-                out.text.push_str(&harmless_json(line));
-                out.text.push('\n');
-            }
+        Form::Json => {
+            happening.at = moment::shown(happening.at_ms);
+            // Plain data of our own: it encodes.
+            let line = serde_json::to_string(&happening).unwrap_or_default();
+            out.text.push_str(&harmless_json(line));
+            out.text.push('\n');
         }
-    });
+    }
 }
 
 /// Standard output. Nobody listening there any more is an end, not a fault.

@@ -17,6 +17,7 @@ const COLUMNS: usize = 80;
 const COLUMNS_MIN: usize = 60;
 /// A line longer than this is hard to read back.
 const COLUMNS_MAX: usize = 160;
+const DAY_MS: u64 = 24 * 3600 * 1000;
 const TIME: usize = 12;
 const VERB: usize = 9;
 const NAME: usize = 12;
@@ -84,7 +85,8 @@ pub(crate) struct Layout {
     pub(crate) colour: Colour,
     /// Every line names its room.
     pub(crate) rooms: RoomColumn,
-    day: String,
+    /// Days since 1970 of the last line.
+    day: Option<u64>,
 }
 
 /// Whether lines name their room.
@@ -96,16 +98,17 @@ pub(crate) enum RoomColumn {
 
 impl Layout {
     pub(crate) fn new(columns: usize, colour: Colour, rooms: RoomColumn) -> Self {
-        Self { columns, colour, rooms, day: String::new() }
+        Self { columns, colour, rooms, day: None }
     }
 
     /// Appends the lines of one happening, after the day's, when that is new.
     pub(crate) fn write(&mut self, out: &mut String, happening: &Happening<'_>, names: &Names) {
-        let day = moment::day(happening.at_ms);
-        if day != self.day {
-            let line = format!("{day} (UTC)\n");
+        let day = happening.at_ms / DAY_MS;
+        if self.day != Some(day) {
+            let line = format!("{} (UTC)", moment::day(happening.at_ms));
             out.push_str(&self.colour.paint(Style::Bold, &line));
-            self.day = day;
+            out.push('\n');
+            self.day = Some(day);
         }
         let (verb, style) = verb(happening.kind);
         let (who, text) = (who(happening, names), text(happening, names));

@@ -45,7 +45,10 @@ const KINDS_OF_A_MEMBER: [RoomKind; 6] = [
 ];
 
 impl Selection {
-    /// The subjects to read. No two overlap: NATS refuses a consumer whose filters do.
+    /// The subjects to read; none: all of them. No two overlap: NATS refuses a
+    /// consumer whose filters do. One that matches nearly everything costs the
+    /// server 40 µs an event with a million under 4000 subjects, where none
+    /// costs 2 (measured, 2.15.1): so an app is picked out here, not there.
     pub(crate) fn filters(&self) -> Vec<String> {
         match self {
             Self::Room(app, room) => vec![
@@ -78,17 +81,15 @@ impl Selection {
                 filters.extend(KINDS_OF_A_MEMBER.map(|kind| subject::any_room_of(*app, kind)));
                 filters
             }
-            Self::Everything(Some(app)) => {
-                vec![subject::whole_app(*app), subject::any_gateway_gone()]
-            }
-            Self::Everything(None) => vec![subject::WHOLE_LOG.to_owned()],
+            Self::Everything(_) => Vec::new(),
         }
     }
 
     /// Whether this is meant, among what the subjects hold.
     pub(crate) fn wants(&self, happening: &Happening<'_>) -> bool {
         match self {
-            Self::Room(..) | Self::Everything(_) => true,
+            Self::Room(..) | Self::Everything(None) => true,
+            Self::Everything(Some(app)) => happening.app.is_none_or(|of| of == *app),
             Self::User(_, user, _) => {
                 let owes = |message: &super::happening::Unacked<'_>| {
                     message.users.as_ref().is_some_and(|users| users.contains(user))
@@ -176,8 +177,6 @@ mod tests {
             Selection::Room(app, room),
             Selection::User(app, user, rooms),
             Selection::User(app, user, Breadth::Wide),
-            Selection::Everything(Some(app)),
-            Selection::Everything(None),
         ] {
             let filters = selection.filters();
             for (at, one) in filters.iter().enumerate() {

@@ -52,7 +52,7 @@ pub(crate) async fn position_of(bus: &Bus, at: Moment) -> anyhow::Result<(u64, u
         }
         Moment::At(unix_ms) => {
             let after = From::At { unix_ms: unix_ms + 1 };
-            let mut reader = bus.read_history(vec![subject::WHOLE_LOG.to_owned()], after).await?;
+            let mut reader = bus.read_history(Vec::new(), after).await?;
             let position = match reader.pending_at_start() {
                 0 => last,
                 _ => reader.next().await?.seq - 1,

@@ -129,9 +129,10 @@ impl Translator {
 
     fn rename_sender(&self, sender: &mut Sender) {
         sender.gateway = self.named(&sender.gateway);
-        sender.client_msg_id = sender.client_msg_id.as_ref().and_then(|name| {
-            self.prefixed(name.as_str()).parse().ok()
-        });
+        sender.client_msg_id = sender
+            .client_msg_id
+            .as_ref()
+            .and_then(|name| self.prefixed(name.as_str()).parse().ok());
     }
 
     fn met(&mut self, old: &Incarnation, partition: Partition) -> Incarnation {
@@ -210,7 +211,8 @@ mod tests {
         let moved = translator.translate(&entry(2, RoomKind::Members, moved), 9_000);
         let (_, Event::MembersChanged { gateway: new, .. }) = event(moved) else { panic!() };
         assert_eq!(new.to_string(), "r1-g1.5");
-        let (subject, ended) = event(translator.translate(&entry(3, RoomKind::Members, gone), 9_000));
+        let (subject, ended) =
+            event(translator.translate(&entry(3, RoomKind::Members, gone), 9_000));
         assert_eq!(ended, Event::GatewayGone { gateway: new.clone() });
         assert!(subject.ends_with(".gateway.r1-g1.gone"), "{subject}");
         let [(_, end)] = &translator.ends()[..] else { panic!() };

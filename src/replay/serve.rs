@@ -1,0 +1,301 @@
+//! Last night's room for a page: the ordinary protocol, read-only, and the
+//! few answers the project's page asks for before it connects.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{Json, Router, extract::State, routing::post};
+use qiyu_fanout::fold::Fold;
+use qiyu_gateway::show::{self, Recording, Reel, Shown};
+use qiyu_nats::{
+    AppId, Bus, MsgId, RoomId,
+    event::{Event, Record, Sender},
+    log::{From, LogEntry},
+    room::RoomCounts,
+};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpListener,
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    pace::{Pace, Speed},
+    selection::Selection,
+    tape::{Draught, Tape, Until},
+};
+use crate::{http, run::say};
+
+/// Pictures a viewer may be behind before the reel waits for them.
+const AHEAD: usize = 256;
+/// Counts are told as often as a living room tells them.
+const COUNTS_EVERY: Duration = Duration::from_secs(1);
+/// Whoever watches is this user: the smallest number there is.
+const VIEWER: u64 = 10_000;
+
+/// Where a reel is read from.
+pub(crate) enum Film {
+    Log { bus: Box<Bus>, until: Until },
+    Capsule(Vec<LogEntry>),
+}
+
+/// A room to be watched.
+pub(crate) struct Theatre {
+    pub(crate) film: Film,
+    pub(crate) app: AppId,
+    pub(crate) room: RoomId,
+    pub(crate) name: Option<String>,
+    /// The sequence before the window.
+    pub(crate) after: u64,
+    /// What the room was then.
+    pub(crate) before: Vec<LogEntry>,
+    pub(crate) speed: Speed,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Where to listen.
+pub(crate) struct Doors {
+    pub(crate) http: SocketAddr,
+    pub(crate) ws: SocketAddr,
+    pub(crate) origins: Vec<String>,
+}
+
+/// Shows `theatre` until it is told to stop.
+pub(crate) async fn serve(theatre: Theatre, doors: Doors) -> anyhow::Result<()> {
+    let bound = |what, address| async move {
+        let listener = TcpListener::bind(address).await;
+        listener.with_context(|| format!("listen on {address} ({what})"))
+    };
+    let page = bound("--http-listen", doors.http).await?;
+    let sockets = bound("--serve, --ws-listen", doors.ws).await?;
+    let (page_addr, ws_addr) = (page.local_addr()?, sockets.local_addr()?);
+    let (stop, tasks, room) = (theatre.stop.clone(), theatre.tasks.clone(), theatre.room);
+    let (app, theatre) = (theatre.app, Arc::new(theatre));
+    let router = router(Arc::clone(&theatre), ws_addr);
+    say(&format!(
+        "room {room} is shown to everybody who connects (Ctrl-C ends it)\n  \
+         {:<10} http://{page_addr}/#/room/{room}\n  {:<10} ws://{ws_addr}/",
+        "page", "websocket"
+    ));
+    let shown = show::show(sockets, doors.origins, app, theatre, stop.clone());
+    tokio::join!(shown, http::serve(page, router, stop));
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+impl Recording for Theatre {
+    async fn begin(&self, room: RoomId, after: Option<MsgId>) -> Option<Reel> {
+        if room != self.room {
+            return None;
+        }
+        // Whoever comes back goes on from there; a position of another time is none.
+        let start = MsgId::at(self.after);
+        let after = after.filter(|after| start < *after).unwrap_or(start);
+        let (tx, shown) = mpsc::channel(AHEAD);
+        let filters = Selection::Room(self.app, self.room).filters();
+        let tape = match &self.film {
+            Film::Capsule(entries) => Tape::Kept(entries.clone().into_iter()),
+            Film::Log { bus, until } => {
+                let from = From::After(self.after);
+                Tape::of_log(Bus::clone(bus), filters, from, *until, Draught::Sips)
+            }
+        };
+        let mut projector = Projector {
+            app: self.app,
+            room: self.room,
+            fold: Fold::default(),
+            pace: Pace::new(self.speed),
+            tx,
+            told: None,
+            told_at: Instant::now(),
+        };
+        for entry in &self.before {
+            if let Ok(record) = entry.record() {
+                projector.fold.apply(entry.msg_id(), record);
+            }
+        }
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            // The viewer sees that nothing comes any more, whatever the reason.
+            let run = projector.run(tape, after);
+            if let Some(Err(error)) = stop.run_until_cancelled(run).await {
+                tracing::warn!(error = %format!("{error:#}"), "a viewer's reel broke");
+            }
+        });
+        Some(Reel { position: after, shown })
+    }
+}
+
+/// Shows one viewer a reel.
+struct Projector {
+    app: AppId,
+    room: RoomId,
+    fold: Fold,
+    pace: Pace,
+    tx: mpsc::Sender<Shown>,
+    told: Option<RoomCounts>,
+    told_at: Instant,
+}
+
+/// The viewer has gone.
+struct Gone;
+
+impl Projector {
+    async fn run(mut self, mut tape: Tape, after: MsgId) -> anyhow::Result<()> {
+        let shown = self.all(&mut tape, after).await;
+        tape.close().await;
+        match shown {
+            Ok(Ok(()) | Err(Gone)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn all(&mut self, tape: &mut Tape, after: MsgId) -> anyhow::Result<Result<(), Gone>> {
+        if self.tell_counts().await.is_err() {
+            return Ok(Err(Gone));
+        }
+        while let Some(entry) = tape.next().await? {
+            let Ok(record) = entry.record() else { continue };
+            if entry.msg_id() <= after {
+                self.fold.apply(entry.msg_id(), record);
+                continue;
+            }
+            if let Some(due) = self.pace.due(entry.written_ms)
+                && self.wait(due).await.is_err()
+            {
+                return Ok(Err(Gone));
+            }
+            if self.show(entry.msg_id(), record).await.is_err() {
+                return Ok(Err(Gone));
+            }
+        }
+        Ok(self.tell_counts().await)
+    }
+
+    /// Until `due`, and meanwhile what a living room would tell of its counts.
+    async fn wait(&mut self, due: Instant) -> Result<(), Gone> {
+        let next = self.told_at + COUNTS_EVERY;
+        if self.counts() != self.told && next < due {
+            sleep_until(next).await;
+            self.tell_counts().await?;
+        }
+        tokio::select! {
+            biased; // nobody to wait for
+            () = self.tx.closed() => Err(Gone),
+            () = sleep_until(due) => Ok(()),
+        }
+    }
+
+    async fn show(&mut self, msg_id: MsgId, record: Record) -> Result<(), Gone> {
+        let open = self.counts().is_some();
+        let shown = match &record.event {
+            Event::RoomMessageSent { sender, biz_code, data, .. }
+                if open && !self.is_repeat(sender, record.at_ms) =>
+            {
+                Some(Shown::Said { msg_id, biz_code: *biz_code, data: data.clone() })
+            }
+            Event::RoomClosed { .. } => Some(Shown::Closed { msg_id }),
+            _ => None,
+        };
+        self.fold.apply(msg_id, record);
+        if let Some(shown) = shown {
+            self.send(shown).await?;
+        }
+        if COUNTS_EVERY <= self.told_at.elapsed() {
+            self.tell_counts().await?;
+        }
+        Ok(())
+    }
+
+    /// A name its sender has used before: nobody heard that message then, either.
+    fn is_repeat(&self, sender: &Sender, at_ms: u64) -> bool {
+        let known = |name| self.fold.find_sent(self.app, sender.user, name, at_ms);
+        sender.client_msg_id.as_ref().and_then(known).is_some()
+    }
+
+    fn counts(&self) -> Option<RoomCounts> {
+        self.fold.counts(self.app, self.room)
+    }
+
+    async fn tell_counts(&mut self) -> Result<(), Gone> {
+        let (Some(counts), told) = (self.counts(), self.told.unwrap_or_default()) else {
+            return Ok(());
+        };
+        self.told = Some(counts);
+        self.told_at = Instant::now();
+        if counts.watch_num != told.watch_num {
+            self.send(Shown::Viewers(counts.watch_num)).await?;
+        }
+        if counts.good_num != told.good_num {
+            self.send(Shown::Likes(counts.good_num)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, shown: Shown) -> Result<(), Gone> {
+        self.tx.send(shown).await.map_err(|_| Gone)
+    }
+}
+
+/// What the page asks, answered for a room that is over.
+struct Answers {
+    theatre: Arc<Theatre>,
+    ws: SocketAddr,
+}
+
+fn router(theatre: Arc<Theatre>, ws: SocketAddr) -> Router {
+    let answers = Arc::new(Answers { theatre, ws });
+    Router::new()
+        .route("/user/login", post(who))
+        .route("/home/initPage", post(who))
+        .route("/living/list", post(list))
+        .route("/living/anchorConfig", post(room))
+        .route("/im/getImConfig", post(ticket))
+        .with_state(answers)
+        .merge(qiyu_api::page_router())
+}
+
+fn success(data: Value) -> Json<Value> {
+    Json(json!({ "code": 200, "msg": "success", "data": data }))
+}
+
+async fn who() -> Json<Value> {
+    success(json!({
+        "loginStatus": true, "userId": VIEWER, "nickName": "观众 · viewer",
+        "avatar": "/assets/avatar.svg", "showStartLivingBtn": false,
+    }))
+}
+
+impl Answers {
+    fn name(&self) -> String {
+        let theatre = &self.theatre;
+        let name = theatre.name.clone().filter(|name| !name.is_empty());
+        name.unwrap_or_else(|| format!("room {}", theatre.room))
+    }
+}
+
+async fn list(State(answers): State<Arc<Answers>>) -> Json<Value> {
+    let row = json!({
+        "id": answers.theatre.room, "roomName": answers.name(), "watchNum": 0, "goodNum": 0,
+        "covertImg": "",
+    });
+    success(json!({ "list": [row], "hasNext": false }))
+}
+
+async fn room(State(answers): State<Arc<Answers>>) -> Json<Value> {
+    success(json!({
+        "roomId": answers.theatre.room, "roomName": answers.name(), "anchor": false,
+        "isAnchor": false, "anchorNickName": "(a recording)", "watchNum": 0, "userId": VIEWER,
+    }))
+}
+
+async fn ticket(State(answers): State<Arc<Answers>>) -> Json<Value> {
+    success(json!({
+        "token": "recording", "userId": VIEWER, "expiresIn": 300,
+        "wsImServerAddress": answers.ws.to_string(), "tcpImServerAddress": "",
+    }))
+}
