@@ -227,7 +227,7 @@ impl Bus {
 
     /// Reads much of the log at once, from a position or an instant on: for
     /// people and tools, with pull windows too wide for whoever must be prompt.
-    /// No filters: all of it.
+    /// No filters: all of it. The consumer is gone 10 s after the reader fell silent.
     ///
     /// # Errors
     ///
@@ -246,7 +246,7 @@ impl Bus {
                 DeliverPolicy::ByStartTime { start_time }
             }
         };
-        self.open_reader(filters, deliver_policy, None, HISTORY_BATCH).await
+        self.open_reader(filters, deliver_policy, None, HISTORY_BATCH, HISTORY_SILENCE).await
     }
 
     /// Reads the log from `after` on: what matches any of `filters`, in log order.
@@ -265,7 +265,7 @@ impl Bus {
         name: Option<String>,
     ) -> Result<LogReader, ReadError> {
         let start = DeliverPolicy::ByStartSequence { start_sequence: after + 1 };
-        self.open_reader(filters, start, name, READ_BATCH).await
+        self.open_reader(filters, start, name, READ_BATCH, READ_SILENCE).await
     }
 
     async fn open_reader(
@@ -274,6 +274,7 @@ impl Bus {
         deliver_policy: DeliverPolicy,
         name: Option<String>,
         batch: usize,
+        silence: Duration,
     ) -> Result<LogReader, ReadError> {
         let open = |source| ReadError::Open { source };
         let log = self.consume.get_stream_no_info(stream::IN).await;
@@ -284,7 +285,7 @@ impl Bus {
                 deliver_policy,
                 ack_policy: AckPolicy::None,
                 filter_subjects: filters,
-                inactive_threshold: Duration::from_secs(30),
+                inactive_threshold: silence,
                 memory_storage: true,
                 num_replicas: 1,
                 ..Default::default()
@@ -507,6 +508,11 @@ fn unix_ms(at: time::OffsetDateTime) -> u64 {
     u64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
+/// How long a reader may say nothing before its consumer goes away.
+const READ_SILENCE: Duration = Duration::from_secs(30);
+/// The same for people and tools, who are killed more often than they matter;
+/// whoever was only busy elsewhere begins anew.
+const HISTORY_SILENCE: Duration = Duration::from_secs(10);
 /// Entries asked for at once. Wide, because a pull request costs a round trip.
 const READ_BATCH: usize = 500;
 /// The same for reading much at once. Half of it is asked for again while the

@@ -24,6 +24,7 @@ mod page;
 mod presence;
 mod program;
 mod refusals;
+mod replay;
 mod rooms;
 mod server;
 mod storage;

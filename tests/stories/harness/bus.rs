@@ -83,6 +83,13 @@ impl Nats {
         self.asks(&format!("$JS.API.DIRECT.GET.{stream}"), &wanted).await
     }
 
+    /// How many readers a stream has.
+    pub(crate) async fn readers_of(&mut self, stream: &str) -> u64 {
+        let info = self.asks(&format!("$JS.API.STREAM.INFO.{stream}"), "").await;
+        let info: Value = serde_json::from_slice(&info).expect("an answer in JSON");
+        info["state"]["consumer_count"].as_u64().unwrap_or_else(|| panic!("{info}"))
+    }
+
     /// Calls a micro service: its answer in JSON, or the code it refuses with.
     pub(crate) async fn calls(&mut self, subject: &str, body: &Value) -> Result<Value, String> {
         let (headers, answer) = self.exchange(subject, &body.to_string()).await;
