@@ -101,6 +101,7 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
             main_thread(async |stop| Box::pin(top::top(settings, show, &stop)).await)
         }
         "replay" => {
+            reach::step_back();
             main_thread(async |stop| Box::pin(replay::replay(arguments, settings, &stop)).await)
         }
         "settings" => {
