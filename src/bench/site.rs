@@ -22,13 +22,15 @@ const STOP: Duration = Duration::from_secs(20);
 const TOO_FAST: (u32, Duration) = (300, Duration::from_millis(200));
 
 /// Limits that are there to hold off what a bench does.
-const UNLIMITED: [(&str, &str); 7] = [
+const UNLIMITED: [(&str, &str); 9] = [
     ("QIYU_HTTP_RATE", "1000000"),
     ("QIYU_HTTP_BURST", "1000000"),
     ("QIYU_CONNECT_RATE", "1000000"),
     ("QIYU_CONNECT_BURST", "1000000"),
     ("QIYU_SEND_RATE", "1000000"),
     ("QIYU_SEND_BURST", "1000000"),
+    ("QIYU_USER_RATE", "0"),
+    ("QIYU_ROOM_RATE", "0"),
     ("QIYU_DRAIN_WINDOW", "1s"),
 ];
 

@@ -3,7 +3,9 @@
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{How, Nats, PATIENCE, Process, Request, Stack, eventually, fresh_id, users};
+use crate::harness::{
+    How, Nats, PATIENCE, Process, Request, Stack, eventually, fresh_id, run_to_end, users,
+};
 
 const KEY: &str = "an-integrator's-key-0123456789";
 
@@ -128,6 +130,8 @@ const MAY_COMMAND: &[(&str, &[&str])] = &[
     ("qiyu.fold.p07.list_waiting", &["api"]),
     ("qiyu.gateway.g1.1.end_room", &["living"]),
     ("qiyu.gateway.g1.1.replace", &["gateway"]),
+    ("qiyu.vitals", &[]),
+    ("_INBOX.admin.x", &["gateway", "fanout", "presence", "living", "api"]),
     ("_INBOX.gateway.x", &["gateway", "fanout"]),
     ("_INBOX.fanout.x", &["living"]),
     ("_INBOX.living.x", &["gateway", "living"]),
@@ -156,6 +160,7 @@ const MAY_HEAR: &[(&str, &[&str])] = &[
     ("qiyu.living.open", &["living"]),
     ("qiyu.fold.p07.find_sent", &["fanout"]),
     ("qiyu.gateway.g1.1.end_room", &["gateway"]),
+    ("qiyu.vitals", &["gateway", "fanout", "presence", "living", "api"]),
     ("im.notice.g1.1", &["gateway"]),
     ("im.lag.*", &["gateway", "api"]),
 ];
@@ -254,6 +259,14 @@ async fn with_a_user_for_each_role_everything_works_and_nothing_is_refused() {
     let muted = muted.each_ref().map(|(key, value)| (*key, value.as_str()));
     anchor.gets("/living/mute", &muted).await;
     phone.is_told(5610).await;
+
+    // Who is at work, as people with the tool see it: everybody answers.
+    let admin = stack.url_of("admin");
+    let shown = run_to_end(&["top", "--once", "--nats-url", &admin], &[]).await;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for role in roles {
+        assert!(shown.split_whitespace().any(|word| word == role), "no {role} in {shown}");
+    }
 
     // A gateway dies; another one ends in good order.
     stack.kills_gateway(2).await;
