@@ -411,12 +411,14 @@ impl Fold {
         let mut measures: Vec<_> =
             known.measures.iter().map(|(user, entry)| (*user, entry.clone())).collect();
         measures.sort_unstable_by_key(|(user, _)| *user);
+        let watch_num = known.inside.len() as u64;
+        let peak = Some(known.peak.max(watch_num));
         Some(RoomState {
             anchor: known.anchor,
             anchor_gone_ms: known.anchor_gone_ms,
             closed: known.closed.map(|closed| (closed.msg_id, closed.at_ms)),
             members,
-            counts: RoomCounts { watch_num: known.inside.len() as u64, good_num: known.good_num },
+            counts: RoomCounts { watch_num, good_num: known.good_num, peak },
             measures,
         })
     }

@@ -52,7 +52,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                     qiyu_nats::now_ms()
                 );
                 let client_msg_id = None;
-                let sender = Sender { user, gateway: gateway.clone(), connection, client_msg_id };
+                let (by, connection) = (Some(gateway.clone()), Some(connection));
+                let sender = Sender { user: Some(user), gateway: by, connection, client_msg_id };
                 (RoomKind::Msg, Event::RoomMessageSent { app, room, sender, biz_code: 5555, data })
             };
             let (subject, key) = (subject::room(app, room, kind), format!("fill:{gateway}:{n}"));

@@ -152,7 +152,7 @@ pub(crate) fn take_apart(
             room_type: Some(*room_type),
             ..base(Kind::Opened).in_room(*app, *room)
         }),
-        Event::RoomClosed { app, room, by } => {
+        Event::RoomClosed { app, room, by, .. } => {
             tell(Happening { by: *by, ..base(Kind::Closed).in_room(*app, *room) });
         }
         Event::RoomMessageSent { app, room, sender, biz_code, data } => {
@@ -314,9 +314,9 @@ impl<'a> Happening<'a> {
 
     fn from(self, sender: &'a Sender) -> Self {
         Self {
-            user: Some(sender.user),
-            gateway: Some((&sender.gateway).into()),
-            connection: Some(sender.connection),
+            user: sender.user,
+            gateway: sender.gateway.as_ref().map(Gateway::from),
+            connection: sender.connection,
             client_msg_id: sender.client_msg_id.as_ref().map(|id| id.as_str()),
             ..self
         }

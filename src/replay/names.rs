@@ -26,7 +26,7 @@ impl Names {
             | Event::DirectMessageSent { app, sender, .. } => (*app, sender),
             _ => return,
         };
-        if !self.0.contains_key(&(app, sender.user)) {
+        if sender.user.is_some_and(|user| !self.0.contains_key(&(app, user))) {
             take_apart(entry, Some(record), |happening| self.learn_of(&happening));
         }
     }

@@ -57,7 +57,7 @@ pub(crate) fn of(scene: &Scene) -> Vec<LogEntry> {
         told.extend(taken(app, None, *user, measures, &subject::user_measures(app, *user)));
     }
     if let Some((position, at_ms)) = state.closed {
-        let closed = Event::RoomClosed { app, room, by: None };
+        let closed = Event::RoomClosed { app, room, by: None, peak: None, good_num: None };
         told.push(entry(position, at_ms, room_subject(app, room, RoomKind::Closed), closed));
     }
     told.sort_by_key(|entry| entry.seq);

@@ -181,6 +181,9 @@ fn who(happening: &Happening<'_>, names: &Names) -> String {
         },
         (None, Some(_), Kind::Liked | Kind::Unacknowledged) => String::new(),
         (None, Some(gateway), _) => gateway.id.to_string(),
+        (None, None, Kind::Said | Kind::Wrote | Kind::Business | Kind::Refused) => {
+            "(the system)".to_owned()
+        }
         (None, None, _) => {
             happening.by.map(|by| called(names, happening.app, by)).unwrap_or_default()
         }

@@ -213,7 +213,7 @@ impl Projector {
 
     /// A name its sender has used before: nobody heard that message then, either.
     fn is_repeat(&self, sender: &Sender, at_ms: u64) -> bool {
-        let known = |name| self.fold.find_sent(self.app, sender.user, name, at_ms);
+        let known = |name| self.fold.find_sent(self.app, sender.namespace(), name, at_ms);
         sender.client_msg_id.as_ref().and_then(known).is_some()
     }
 

@@ -128,7 +128,7 @@ impl Translator {
     }
 
     fn rename_sender(&self, sender: &mut Sender) {
-        sender.gateway = self.named(&sender.gateway);
+        sender.gateway = sender.gateway.as_ref().map(|gateway| self.named(gateway));
         sender.client_msg_id = sender
             .client_msg_id
             .as_ref()
