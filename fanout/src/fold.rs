@@ -1271,6 +1271,23 @@ mod tests {
         assert_eq!(log.fold.find_sent(app(), Some(user(1)), &name, 0), None);
     }
 
+    /// README, "Limits", and docs/RELIABILITY.md state this price.
+    #[test]
+    fn a_name_costs_24_bytes_in_memory_and_46_in_a_snapshot() {
+        let mut fold = Fold::default();
+        let size = |fold: &Fold| qiyu_nats::codec::encode(fold).unwrap().len();
+        let empty = size(&fold);
+        let at_ms = 1_800_000_000_000; // of a length like today's
+        for number in 0..1000 {
+            let name: ClientMsgId = format!("name-{number}").parse().unwrap();
+            let sender = Sender { client_msg_id: Some(name), ..sender(1) };
+            assert!(!fold.is_repeat(app(), &sender, MsgId::at(1 << 30), at_ms));
+        }
+        assert_eq!(size_of::<Sent>(), 24);
+        let each = (size(&fold) - empty) as f64 / 1000.0;
+        assert!((each - 46.0).abs() < 1.0, "{each} bytes");
+    }
+
     #[test]
     fn an_anchor_is_gone_from_when_they_leave_until_they_are_back() {
         let mut log = Partition::default();

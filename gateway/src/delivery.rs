@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream};
 use qiyu_nats::{
     AppId, Bus, ConnId, Incarnation, MsgId, RoomId, UserId, chain,
     envelope::{DirectTarget, Envelope},
@@ -37,6 +38,11 @@ pub(crate) const ORDERS_MAX: usize = 4096;
 const GAP_PATIENCE: Duration = Duration::from_millis(200);
 /// After a failed reading of the log.
 const GAP_RETRY: Duration = Duration::from_millis(500);
+/// After the bus was away, before the rooms are compared with the log: longer
+/// than workers take to be back, so that what is only late comes by itself.
+const COMPARE_AFTER: Duration = Duration::from_secs(5);
+/// Rooms compared at once.
+const COMPARED_AT_ONCE: usize = 16;
 /// Messages read from the log at once for one gap.
 const GAP_MAX: usize = 1_000;
 /// Messages on our own clock at once. Beyond it envelopes wait for lagging
@@ -64,6 +70,10 @@ pub(crate) enum Order {
     RoomGap(RoomKey),
     /// What a room missed, as far as the log has it.
     RoomFilled { room: RoomKey, until: MsgId, found: Vec<LogEntry> },
+    /// The bus was away for a while: does any room miss something without knowing it?
+    Compare,
+    /// A room was closed, and its envelope may be lost.
+    RoomEnded { room: RoomKey, position: MsgId },
     /// It is time to look whether a connection still misses a 1:1 message.
     DirectGap(ConnId),
     /// What a connection missed.
@@ -174,6 +184,7 @@ impl DeliveryTask {
     ) -> Result<(), OutboxError> {
         let mut tick = interval(Duration::from_millis(250));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reconnects = self.with.bus.reconnects();
         loop {
             let may_act = (self.with.may_act)();
             tokio::select! {
@@ -182,6 +193,7 @@ impl DeliveryTask {
                 // Before envelopes: a join is ordered here before anything it may hear was sent.
                 Some(order) = orders.recv() => self.obey(order),
                 _ = tick.tick() => self.tick(),
+                Ok(()) = reconnects.changed() => self.later(COMPARE_AFTER, Order::Compare),
                 delivery = outbox.next(), if may_act => self.take(delivery?).await,
                 Some(notice) = notices.next() => self.tell(&notice),
             }
@@ -210,6 +222,8 @@ impl DeliveryTask {
             Order::HandOn { done } => self.hand_all_on(done),
             Order::RoomGap(room) => self.look_for_gap(room),
             Order::RoomFilled { room, until, found } => self.fill(room, until, found),
+            Order::Compare => self.compare(),
+            Order::RoomEnded { room, position } => self.end_late(room, position),
             Order::DirectGap(connection) => self.look_for_direct_gap(connection),
             Order::DirectFilled { connection, until, found } => {
                 self.fill_direct(connection, until, found);
@@ -651,6 +665,35 @@ impl DeliveryTask {
         self.advance(key);
     }
 
+    /// A queue that lost its tail has lost the sign that something is missing,
+    /// too: for rooms in which nothing more is said, only the log has it.
+    fn compare(&self) {
+        let known = |(key, room): (&RoomKey, &Room)| {
+            (!room.closed && !room.members.is_empty()).then_some((*key, room.last?))
+        };
+        let rooms: Vec<(RoomKey, MsgId)> = self.rooms.iter().filter_map(known).collect();
+        let (bus, orders) = (self.with.bus.clone(), self.with.orders.clone());
+        self.with.tasks.spawn(async move {
+            stream::iter(rooms)
+                .for_each_concurrent(COMPARED_AT_ONCE, async |(key, last)| {
+                    if let Err(error) = compare_one(&bus, &orders, key, last).await {
+                        // The bus is away again; when it is back this is done again.
+                        debug!(room = %key.1, error = %chain(&error), "room not compared");
+                    }
+                })
+                .await;
+        });
+    }
+
+    fn end_late(&mut self, key: RoomKey, position: MsgId) {
+        let late = |room: &Room| !room.closed && room.last.is_some_and(|last| last < position);
+        if self.rooms.get(&key).is_some_and(late) {
+            debug!(room = %key.1, "the envelope of its closing was lost");
+            self.with.desk.metrics.gap_fills.inc();
+            self.expand(key, position, What::Closed, From::Log);
+        }
+    }
+
     fn look_for_direct_gap(&mut self, id: ConnId) {
         let (Some(connection), Some(line)) = (self.connections.get(&id), self.direct.get_mut(&id))
         else {
@@ -811,6 +854,40 @@ async fn hand_on(bus: &Bus, gateway: &Incarnation, left: Vec<LeftOwing>, keep: K
     for (entry, users, _) in left {
         users.iter().for_each(|_| entry.settle(Settled::Left));
     }
+}
+
+/// Brings what the log has of a room above `last`: messages, then its end.
+async fn compare_one(
+    bus: &Bus,
+    orders: &mpsc::Sender<Order>,
+    (app, room): RoomKey,
+    last: MsgId,
+) -> Result<(), ReadError> {
+    let newest = |kind| async move {
+        let entry = bus.read_last(&subject::room(app, room, kind)).await?;
+        Ok::<_, ReadError>(entry.map(|entry| entry.msg_id()))
+    };
+    let closed = newest(RoomKind::Closed).await?;
+    let said = newest(RoomKind::Msg).await?;
+    let mut after = last;
+    while let Some(until) = said.filter(|said| after < *said) {
+        let (mut found, reached) =
+            read_gap(bus, room_filters((app, room)), after.seq(), until).await?;
+        // What was stored after the end is for nobody.
+        found.retain(|entry| closed.is_none_or(|closed| entry.msg_id() < closed));
+        let until = match closed {
+            Some(closed) if closed <= reached => found.last().map_or(after, LogEntry::msg_id),
+            _ => reached,
+        };
+        let key = (app, room);
+        orders.send(Order::RoomFilled { room: key, until, found }).await.ok(); // the life is over
+        after = reached;
+    }
+    if let Some(position) = closed {
+        let room = (app, room);
+        orders.send(Order::RoomEnded { room, position }).await.ok(); // the life is over
+    }
+    Ok(())
 }
 
 /// What is missing in (after, until], and how far that reaches.

@@ -385,9 +385,13 @@ impl LifeSpan {
         };
         let delivery = DeliveryTask::new(with).run(outbox, notices, orders_to_obey, over.clone());
         let (lost, queue_lost) = oneshot::channel();
+        let finish = shared.finish.clone();
         tasks.spawn(async move {
-            if let Err(error) = delivery.await {
-                error!(error = %chain(&error), "the gateway's queue is gone");
+            if let Err(error) = delivery.await
+                && !finish.is_cancelled()
+            {
+                // Whoever declared us dead has taken it, and a new life begins.
+                warn!(error = %chain(&error), "the gateway's queue is gone");
             }
             lost.send(()).ok(); // nobody waits when the life is over anyway
         });

@@ -15,13 +15,17 @@ use async_nats::jetstream::{
     stream::{RawMessageErrorKind, Stream},
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use crate::{bus::PUBLISH_TIMEOUT, chain, stream::BucketName};
+use crate::{
+    bus::{self, PUBLISH_TIMEOUT},
+    chain,
+    pull::{BATCH, Pulling},
+    stream::BucketName,
+};
 
 /// What a key holds now, and the revision a compare-and-set must name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +171,6 @@ impl Bucket {
             let message = tokio::time::timeout(PUBLISH_TIMEOUT, messages.next())
                 .await
                 .map_err(|elapsed| self.silent(">", elapsed))?
-                .ok_or_else(|| self.silent(">", "the listing ended early"))?
                 .map_err(|error| self.silent(">", error))?;
             left = message.info().map_or(0, |info| info.pending);
             self.fold(&mut found, &message);
@@ -229,9 +232,7 @@ impl Bucket {
                 message = messages.next() => message,
                 () = &mut anew => return Ok(()),
             };
-            let message = message
-                .ok_or_else(|| self.silent(">", "the watch ended"))?
-                .map_err(|error| self.silent(">", error))?;
+            let message = message.map_err(|error| self.silent(">", error))?;
             if 0 < left {
                 left = message.info().map_or(0, |info| info.pending);
                 self.fold(&mut fresh, &message);
@@ -246,7 +247,7 @@ impl Bucket {
     }
 
     /// The last entry of every key, then every change; and how many entries there are at first.
-    async fn follow_raw(&self) -> Result<(pull::Stream, u64), BucketError> {
+    async fn follow_raw(&self) -> Result<(Pulling, u64), BucketError> {
         let stream = self.stream(">").await?;
         let consumer = stream
             .create_consumer(pull::Config {
@@ -261,14 +262,8 @@ impl Bucket {
             .await
             .map_err(|error| self.silent(">", error))?;
         let pending = consumer.cached_info().num_pending;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(500)
-            .expires(Duration::from_secs(10))
-            .heartbeat(Duration::from_secs(2))
-            .messages()
-            .await
-            .map_err(|error| self.silent(">", error))?;
+        let messages =
+            Pulling::from(consumer, BATCH).await.map_err(|error| self.silent(">", error))?;
         Ok((messages, pending))
     }
 
@@ -293,7 +288,11 @@ impl Bucket {
             .map_err(|error| self.silent(key, error))?;
         match sent.await {
             Ok(ack) => Ok(ack.sequence),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {
+            // The second is a cluster's word for it while another write is being agreed on.
+            Err(error)
+                if error.kind() == PublishErrorKind::WrongLastSequence
+                    || bus::error_code(&error) == Some(bus::WRONG_LAST_SEQUENCE_CONSTANT) =>
+            {
                 Err(BucketError::Changed { bucket: self.name, key: key.to_owned() })
             }
             Err(error) => Err(self.silent(key, error)),

@@ -100,8 +100,12 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 const PUBLISH_INFLIGHT_MAX: usize = 1_000;
 /// How long a request to the control plane may take.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
-/// A half-open connection is noticed after two of these.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// A half-open connection is noticed with the third of these that is not
+/// answered (async-nats 0.51 `lib.rs`, `MAX_PENDING_PINGS`), so that a lease
+/// can be renewed through another server before its holder has to stop.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// A server that takes a connection and says nothing is frozen: the next one's turn.
+const GREETING_PATIENCE: Duration = Duration::from_secs(2);
 /// First connection: how long to keep trying. Processes may start in any order.
 const FIRST_CONNECT_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -166,8 +170,8 @@ impl Bus {
     }
 
     /// Wakes when a connection that was lost is back: whatever a server keeps
-    /// in memory for us may be gone with the old one.
-    pub(crate) fn reconnects(&self) -> watch::Receiver<u64> {
+    /// in memory for us, or has not written to its disk, may be gone with the old one.
+    pub fn reconnects(&self) -> watch::Receiver<u64> {
         let mut connected = self.connected.clone();
         connected.mark_unchanged();
         connected
@@ -275,7 +279,7 @@ async fn client(
         let attempt = credentials(&addrs)
             .name(name)
             .ping_interval(PING_INTERVAL)
-            .connection_timeout(Duration::from_secs(5))
+            .connection_timeout(GREETING_PATIENCE)
             .request_timeout(Some(CONTROL_TIMEOUT))
             .client_capacity(8192)
             .reconnect_delay_callback(|attempts| {
@@ -395,6 +399,9 @@ const MESSAGE_TOO_LARGE: u64 = 10054;
 
 /// `maximum messages per subject exceeded`: with discard New, the queue of one gateway is full.
 pub(crate) const SUBJECT_FULL: u64 = 10077;
+
+/// `wrong last sequence`, where a cluster does not say which one it is.
+pub(crate) const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10164;
 
 /// The JetStream error code behind a failed publish, if the server gave one.
 pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<u64> {

@@ -7,10 +7,10 @@ use crate::{
     codec,
     id::{AppId, MsgId, UserId},
     log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
+    pull::{BATCH, Pulling},
     stream, subject,
 };
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use futures_util::StreamExt;
 
 pub use crate::command::Kept;
 
@@ -66,15 +66,13 @@ impl Bus {
             .await
             .map_err(|error| open(error.into()))?;
         let mut left = consumer.cached_info().num_pending;
-        let messages = consumer.stream().expires(Duration::from_secs(5)).messages().await;
-        let mut messages = messages.map_err(|error| open(error.into()))?;
+        let mut messages = Pulling::from(consumer, BATCH).await.map_err(open)?;
         let mut found = Vec::new();
         while 0 < left {
             let message = tokio::time::timeout(PUBLISH_TIMEOUT, messages.next())
                 .await
                 .map_err(|elapsed| open(elapsed.into()))?
-                .ok_or(ReadError::Silent)?
-                .map_err(|error| open(error.into()))?;
+                .map_err(open)?;
             let info = message.info().map_err(open)?;
             left = info.pending;
             let kept = codec::decode::<Kept>(&message.payload).ok();

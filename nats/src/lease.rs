@@ -248,7 +248,9 @@ impl Lease {
         let Ok(slot) = self.0.bucket.read(&self.0.key).await else { return false };
         let mut state = self.0.state.lock();
         match &slot.value {
-            Some(value) if !state.ours.contains(value) => true,
+            // Older than what we know was written: a leader that was deposed, or a log
+            // that lost its tail. Nobody else's in any case.
+            Some(value) if state.revision <= slot.revision && !state.ours.contains(value) => true,
             _ => {
                 info!(lease = %self.0.key, revision = slot.revision, "lease found again");
                 state.revision = slot.revision;

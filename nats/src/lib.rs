@@ -40,6 +40,7 @@ pub mod notice;
 pub mod origin;
 pub mod outbox;
 pub mod position;
+mod pull;
 pub mod server;
 pub mod service;
 pub mod snapshot;

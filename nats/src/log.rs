@@ -5,11 +5,10 @@ use std::{collections::VecDeque, time::Duration};
 use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
     context::PublishErrorKind,
-    message::PublishMessage,
-    stream::{DirectGetErrorKind, Stream},
+    message::{PublishMessage, StreamMessage},
+    stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio::{sync::watch, time::Instant};
 use tracing::debug;
 
@@ -19,6 +18,7 @@ use crate::{
     codec::{self, DecodeError},
     event::Record,
     id::{MsgId, RoomId},
+    pull::{BATCH, Pulling},
     stream,
     trail::Trail,
 };
@@ -265,7 +265,7 @@ impl Bus {
         name: Option<String>,
     ) -> Result<LogReader, ReadError> {
         let start = DeliverPolicy::ByStartSequence { start_sequence: after + 1 };
-        self.open_reader(filters, start, name, READ_BATCH, READ_SILENCE).await
+        self.open_reader(filters, start, name, BATCH, READ_SILENCE).await
     }
 
     async fn open_reader(
@@ -279,40 +279,25 @@ impl Bus {
         let open = |source| ReadError::Open { source };
         let log = self.consume.get_stream_no_info(stream::IN).await;
         let log = log.map_err(|error| open(error.into()))?;
-        let consumer = log
-            .create_consumer(pull::Config {
-                name,
-                deliver_policy,
-                ack_policy: AckPolicy::None,
-                filter_subjects: filters,
-                inactive_threshold: silence,
-                memory_storage: true,
-                num_replicas: 1,
-                ..Default::default()
-            })
+        let creating = log.create_consumer(pull::Config {
+            name,
+            deliver_policy,
+            ack_policy: AckPolicy::None,
+            filter_subjects: filters,
+            inactive_threshold: silence,
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        });
+        let consumer = tokio::time::timeout(OPEN_PATIENCE, Box::pin(creating))
             .await
+            .map_err(|elapsed| open(elapsed.into()))?
             .map_err(|error| open(error.into()))?;
         let pending = consumer.cached_info().num_pending;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(batch)
-            .expires(Duration::from_secs(10))
-            .heartbeat(Duration::from_secs(2))
-            .messages()
-            .await
-            .map_err(|error| open(error.into()))?;
         let name = consumer.cached_info().name.clone();
+        let messages = Pulling::from(consumer, batch).await.map_err(open)?;
         let reconnects = self.reconnects();
-        Ok(LogReader {
-            log,
-            name,
-            messages,
-            delivered: 0,
-            pending,
-            silent: 0,
-            trail: None,
-            reconnects,
-        })
+        Ok(LogReader { log, name, messages, delivered: 0, pending, trail: None, reconnects })
     }
 
     /// The `wanted` of what matches any of `filters` in (after, until], oldest
@@ -373,16 +358,20 @@ impl Bus {
         wanted: impl Fn(&LogEntry) -> bool,
     ) -> Result<Vec<LogEntry>, ReadError> {
         let (first, last) = self.log_bounds().await?;
+        // By the leader's word: the replica that is read from may not have it yet.
+        let newest = self.read_last(subject).await?.map_or(0, |entry| entry.seq);
         let mut end = before.min(last + 1);
         let mut window = BACK_WINDOW_MIN;
         let mut found: VecDeque<LogEntry> = VecDeque::new();
         while first < end && found.len() < max {
             let start = end.saturating_sub(window).max(first);
             let mut reader = self.read_log(vec![subject.to_owned()], start - 1, None).await?;
-            let mut here = Vec::new();
-            for _ in 0..reader.pending_at_start() {
+            let (mut here, mut left) = (Vec::new(), reader.pending_at_start());
+            let mut awaited = (start..end).contains(&newest);
+            while 0 < left || awaited {
                 let entry = tokio::time::timeout(RANGE_PATIENCE, reader.next()).await;
                 let entry = entry.map_err(|_| ReadError::Silent)??;
+                (left, awaited) = (left.saturating_sub(1), awaited && entry.seq < newest);
                 if end <= entry.seq {
                     break;
                 }
@@ -408,15 +397,23 @@ impl Bus {
         let open = |source| ReadError::Open { source };
         let log = self.control.get_stream_no_info(stream::IN).await;
         let log = log.map_err(|error| open(error.into()))?;
+        let entry = |message: StreamMessage| LogEntry {
+            seq: message.sequence,
+            subject: message.subject.to_string(),
+            payload: message.payload,
+            pending: 0,
+            written_ms: unix_ms(message.time),
+        };
         match log.direct_get(msg_id.seq()).await {
-            Ok(message) => Ok(Some(LogEntry {
-                seq: message.sequence,
-                subject: message.subject.to_string(),
-                payload: message.payload,
-                pending: 0,
-                written_ms: unix_ms(message.time),
-            })),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Ok(message) => return Ok(Some(entry(message))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => {}
+            Err(error) => return Err(open(error.into())),
+        }
+        // A replica that is behind says so of what it does not have yet: only the
+        // leader's word counts.
+        match log.get_raw_message(msg_id.seq()).await {
+            Ok(message) => Ok(Some(entry(message))),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(open(error.into())),
         }
     }
@@ -438,12 +435,7 @@ impl Bus {
                 pending: 0,
                 written_ms: unix_ms(message.time),
             })),
-            Err(error)
-                if error.kind()
-                    == async_nats::jetstream::stream::RawMessageErrorKind::NoMessageFound =>
-            {
-                Ok(None)
-            }
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(open(error.into())),
         }
     }
@@ -513,8 +505,6 @@ const READ_SILENCE: Duration = Duration::from_secs(30);
 /// The same for people and tools, who are killed more often than they matter;
 /// whoever was only busy elsewhere begins anew.
 const HISTORY_SILENCE: Duration = Duration::from_secs(10);
-/// Entries asked for at once. Wide, because a pull request costs a round trip.
-const READ_BATCH: usize = 500;
 /// The same for reading much at once. Half of it is asked for again while the
 /// rest is worked on, and it stays far below what a subscription may hold.
 const HISTORY_BATCH: usize = 10_000;
@@ -605,17 +595,17 @@ pub struct Range {
 pub struct LogReader {
     log: Stream<()>,
     name: String,
-    messages: pull::Stream,
+    messages: Pulling,
     delivered: u64,
     pending: u64,
-    silent: u8,
     /// Of the entry read last.
     trail: Option<Trail>,
     reconnects: watch::Receiver<u64>,
 }
 
-/// Missed signs of life in a row (2 s each) before a reader is given up.
-const SILENCE_MAX: u8 = 2;
+/// How long a new consumer may take. A cluster may still give it to a server
+/// that has just died; the next attempt is given to any of them again.
+const OPEN_PATIENCE: Duration = Duration::from_secs(1);
 
 impl LogReader {
     /// Ends the reading, and with it its consumer, of which a stream has only so many.
@@ -641,39 +631,34 @@ impl LogReader {
     ///
     /// [`ReadError`]: this reader is finished, open another one.
     pub async fn next(&mut self) -> Result<LogEntry, ReadError> {
-        loop {
-            let next = tokio::select! {
-                biased;
-                // A consumer in memory does not outlive its server, and its
-                // silence would only be noticed after several missed heartbeats.
-                Ok(()) = self.reconnects.changed() => return Err(ReadError::Reconnected),
-                next = self.messages.next() => next,
-            };
-            let message = match next {
-                Some(Ok(message)) => message,
-                Some(Err(error)) if self.silent < SILENCE_MAX => {
-                    self.silent += 1;
-                    debug!(error = %chain(&error), "log reader stumbles");
-                    continue;
-                }
-                Some(Err(_)) | None => return Err(ReadError::Silent),
-            };
-            self.silent = 0;
-            let info = message.info().map_err(|source| ReadError::Open { source })?;
-            // A gap in the consumer's own numbers is the only sign of a lost entry.
-            if info.consumer_sequence != self.delivered + 1 {
-                let (got, expected_after) = (info.consumer_sequence, self.delivered);
-                return Err(ReadError::Gap { got, expected_after });
+        let next = tokio::select! {
+            biased;
+            // A consumer in memory does not outlive its server, and its
+            // silence would only be noticed by missed heartbeats.
+            Ok(()) = self.reconnects.changed() => return Err(ReadError::Reconnected),
+            next = self.messages.next() => next,
+        };
+        let message = match next {
+            Ok(message) => message,
+            Err(error) => {
+                debug!(error = %chain(&*error), "log reader stumbles");
+                return Err(ReadError::Silent);
             }
-            self.delivered = info.consumer_sequence;
-            self.trail = Trail::of(message.headers.as_ref());
-            return Ok(LogEntry {
-                seq: info.stream_sequence,
-                subject: message.subject.to_string(),
-                pending: info.pending,
-                written_ms: unix_ms(info.published),
-                payload: message.message.payload,
-            });
+        };
+        let info = message.info().map_err(|source| ReadError::Open { source })?;
+        // A gap in the consumer's own numbers is the only sign of a lost entry.
+        if info.consumer_sequence != self.delivered + 1 {
+            let (got, expected_after) = (info.consumer_sequence, self.delivered);
+            return Err(ReadError::Gap { got, expected_after });
         }
+        self.delivered = info.consumer_sequence;
+        self.trail = Trail::of(message.headers.as_ref());
+        Ok(LogEntry {
+            seq: info.stream_sequence,
+            subject: message.subject.to_string(),
+            pending: info.pending,
+            written_ms: unix_ms(info.published),
+            payload: message.message.payload,
+        })
     }
 }

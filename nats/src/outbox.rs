@@ -25,6 +25,7 @@ use crate::{
     id::{GatewayId, Incarnation, MsgId},
     ledger::LedgerBatch,
     log::{AppendError, Condition, on_trail},
+    pull::{BATCH, Pulling},
     stream, subject,
     trail::Trail,
 };
@@ -46,9 +47,7 @@ pub struct OutboxError {
 /// What one gateway incarnation reads.
 pub struct Outbox {
     gateway: Incarnation,
-    consumer: async_nats::jetstream::consumer::Consumer<pull::Config>,
-    messages: pull::Stream,
-    stumbles: u8,
+    messages: Pulling,
     /// The reader is broken: when to try to open it anew.
     reopen_at: Option<Instant>,
 }
@@ -123,9 +122,9 @@ impl Bus {
             })
             .await
             .map_err(|error| fail(error.into()))?;
-        let messages = pulling(&consumer).await.map_err(fail)?;
+        let messages = Pulling::from(consumer, BATCH).await.map_err(fail)?;
         let gateway = gateway.clone();
-        Ok(Outbox { gateway, consumer, messages, stumbles: 0, reopen_at: None })
+        Ok(Outbox { gateway, messages, reopen_at: None })
     }
 
     /// Acknowledges a delivery. May be lost; the envelope then comes again.
@@ -351,32 +350,31 @@ impl Outbox {
             if let Some(not_before) = self.reopen_at {
                 tokio::time::sleep_until(not_before).await;
                 self.reopen_at = Some(Instant::now() + REOPEN_EVERY); // should this be dropped
-                if let Some(messages) = self.reopened().await? {
-                    self.messages = messages;
-                    (self.stumbles, self.reopen_at) = (0, None);
+                if self.is_there().await? && self.messages.restart().await.is_ok() {
+                    self.reopen_at = None;
                 }
                 continue;
             }
             match self.messages.next().await {
-                Some(Ok(message)) => {
-                    self.stumbles = 0;
+                Ok(message) => {
                     if let Some(delivery) = delivery(message) {
                         return Ok(delivery);
                     }
                 }
-                Some(Err(error)) if self.stumbles < STUMBLES_MAX => {
-                    self.stumbles += 1;
-                    debug!(gateway = %self.gateway, error = %chain(&error), "queue reader stumbles");
+                // What was asked of a server that does not lead the consumer any
+                // more is never answered; a second question costs little.
+                Err(error) => {
+                    debug!(gateway = %self.gateway, error = %chain(&*error), "queue reader stumbles");
+                    self.reopen_at = Some(Instant::now());
                 }
-                _ => self.reopen_at = Some(Instant::now() + REOPEN_EVERY),
             }
         }
     }
 
-    /// `Ok(None)`: no answer yet.
-    async fn reopened(&self) -> Result<Option<pull::Stream>, OutboxError> {
-        match self.consumer.get_info().await {
-            Ok(_) => Ok(pulling(&self.consumer).await.ok()),
+    /// `Ok(false)`: no answer yet.
+    async fn is_there(&self) -> Result<bool, OutboxError> {
+        match self.messages.consumer().get_info().await {
+            Ok(_) => Ok(true),
             Err(error)
                 if error.kind()
                     == async_nats::jetstream::context::ConsumerInfoErrorKind::NotFound =>
@@ -389,29 +387,14 @@ impl Outbox {
             }
             Err(error) => {
                 warn!(gateway = %self.gateway, error = %chain(&error), "queue does not answer, trying again");
-                Ok(None)
+                Ok(false)
             }
         }
     }
 }
 
-/// Errors in a row before the reader is opened anew.
-const STUMBLES_MAX: u8 = 2;
 /// Between attempts to open it anew.
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
-
-async fn pulling(
-    consumer: &async_nats::jetstream::consumer::Consumer<pull::Config>,
-) -> Result<pull::Stream, async_nats::Error> {
-    let messages = consumer
-        .stream()
-        .max_messages_per_batch(500)
-        .expires(Duration::from_secs(10))
-        .heartbeat(Duration::from_secs(2))
-        .messages()
-        .await?;
-    Ok(messages)
-}
 
 /// A durable may not have a dot in its name.
 fn consumer_name(gateway: &Incarnation) -> String {

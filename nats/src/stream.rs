@@ -172,7 +172,7 @@ pub enum ProvisionError {
         /// Which one.
         name: String,
         /// NATS's words.
-        source: async_nats::jetstream::context::CreateStreamError,
+        source: CreateStreamError,
     },
     /// A bucket.
     #[error("create bucket {name}")]

@@ -22,7 +22,7 @@ use qiyu_nats::{
 };
 use serde::Serialize;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     gateways::LeaseValue,
@@ -42,6 +42,12 @@ pub(crate) const TERMS: LeaseTerms = LeaseTerms {
 pub(crate) const SUSPEND_AFTER: Duration = Duration::from_secs(5);
 const _: () = assert!(SUSPEND_AFTER.as_millis() < TERMS.ttl.as_millis());
 const _: () = assert!(TERMS.renew_every.as_millis() * 2 < SUSPEND_AFTER.as_millis());
+
+/// What the register says of a life that is not announced yet.
+const BEGINNING: &[u8] = b"serving";
+/// And of one that is: without its lease it is over. A reaper that has just
+/// started has not seen that lease itself.
+pub(crate) const ANNOUNCED: &[u8] = b"announced";
 
 /// A life's key in `incarnations`.
 fn key(gateway: &Incarnation) -> String {
@@ -138,7 +144,7 @@ impl Life {
             bury(bus, &gateway).await.map_err(|source| BeginError::Bury { gateway, source })?;
         }
         let incarnation = Incarnation { id: id.clone(), epoch };
-        match incarnations.set_if(&key(&incarnation), 0, Bytes::from_static(b"serving"), None).await
+        match incarnations.set_if(&key(&incarnation), 0, Bytes::from_static(BEGINNING), None).await
         {
             Ok(_) => {}
             Err(BucketError::Changed { .. }) => {
@@ -176,7 +182,13 @@ impl Life {
         let (bucket, revision) = (BucketName::Gateways, slot.revision);
         let wanted = Wanted { bucket, key: &key, revision, value, terms: TERMS };
         let taken = Lease::take(&self.bus, wanted, tasks, stop);
+        let incarnation = gateway.clone();
         self.lease = Some(taken.await.map_err(|source| BeginError::Announce { gateway, source })?);
+        let incarnations = self.bus.bucket(BucketName::Incarnations);
+        let announced = Bytes::from_static(ANNOUNCED);
+        if let Err(error) = incarnations.set(&self::key(&incarnation), announced, None).await {
+            debug!(gateway = %incarnation, error = %chain(&error), "not registered as announced; its death may be found later");
+        }
         Ok(())
     }
 

@@ -26,7 +26,7 @@ use tracing::warn;
 
 use crate::{
     gateways::LeaseValue,
-    incarnation::{TERMS, bury, forget, named_by},
+    incarnation::{ANNOUNCED, TERMS, bury, forget, named_by},
     takeover::{TakeoverError, take_over},
 };
 
@@ -65,7 +65,7 @@ struct Watch {
     at_work: Arc<Mutex<HashSet<Incarnation>>>,
     /// When each life was first seen; forgotten with it.
     seen: Arc<Mutex<HashMap<Incarnation, Instant>>>,
-    /// Lives that have held their lease.
+    /// Lives that have held their lease, by the register's word or by our own eyes.
     announced: Arc<Mutex<HashSet<Incarnation>>>,
 }
 
@@ -145,8 +145,11 @@ impl Watch {
             if self.lease.steady_for() < TERMS.ttl || TERMS.renew_every * 2 < self.lease.age() {
                 continue; // the bus was ill, or is
             }
-            for (key, _) in self.incarnations.all() {
+            for (key, slot) in self.incarnations.all() {
                 let Some(gateway) = named_by(&key) else { continue };
+                if slot.value.as_deref() == Some(ANNOUNCED) {
+                    self.announced.lock().insert(gateway.clone());
+                }
                 if self.at_work.lock().contains(&gateway) {
                     continue; // its takeover is under way
                 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::harness::{APP, FAST, Heard, Nats, PATIENCE, Room, Socket, Stack, eventually, fresh_id};
 
@@ -219,6 +221,38 @@ async fn who_does_not_read_is_shown_out_and_nobody_else_notices() {
     ann.says(&room, "anyone left?");
     cid.hears("anyone left?").await;
     dan.hears("anyone left?").await;
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn two_thousand_who_never_acknowledge_hold_nobody_up() {
+    const PEOPLE: usize = 400;
+    const CONNECTIONS: usize = 5; // of each
+    const SAID: usize = 20; // over more than the time after which the silent are asked again
+    let rates = [("QIYU_HTTP_BURST", "100000"), ("QIYU_CONNECT_RATE", "100000")];
+    let more = [("QIYU_CONNECT_BURST", "100000")];
+    let stack = Stack::with(&[FAST, &rates, &more].concat()).await;
+    let room = stack.room().await;
+    let [mut ann, mut bob] = stack.browsers(&room, ["ann", "bob"]).await;
+    let mut silent = Vec::new();
+    for number in 0..PEOPLE {
+        let person = stack.person(&format!("silent {number}")).await.never_acks();
+        silent.extend(join_all((0..CONNECTIONS).map(|_| person.tcp_into(&room))).await);
+    }
+    assert_eq!(silent.len(), PEOPLE * CONNECTIONS);
+
+    let mut slowest = Duration::ZERO;
+    for number in 0..SAID {
+        let said = Instant::now();
+        ann.says_surely(&room, &number.to_string()).await;
+        bob.hears(&number.to_string()).await;
+        slowest = slowest.max(said.elapsed());
+        sleep(Duration::from_millis(250)).await; // the pace of the talk
+    }
+    let memory = stack.memory() >> 20;
+    eprintln!("slowest {slowest:?}, {memory} MiB");
+    assert!(slowest < Duration::from_secs(1), "bob had to wait for {slowest:?}");
+    assert!(memory < 512, "{memory} MiB for what {} owe", silent.len());
     stack.stop().await;
 }
 

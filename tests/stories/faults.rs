@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{FAST, PATIENCE, Person, Room, Stack, eventually};
+use crate::harness::{FAST, PATIENCE, Person, Room, Stack, Victim, Wire, eventually};
 use checker::{Verdict, What, judge};
 use crowd::{Comeback, Crowd, Device, Habits};
 use image::Image;
@@ -29,7 +29,13 @@ mod image;
 
 /// Every role that may die alone in a process of its own.
 const ROLES: &[&str] = &["fanout", "fanout", "presence,living,api", "gateway", "gateway"];
-const GATEWAY: (&str, usize) = ("gateway", 0);
+/// And one more gateway.
+const MORE_ROLES: &[&str] =
+    &["fanout", "fanout", "presence,living,api", "gateway", "gateway", "gateway"];
+const GATEWAY: Victim = ("gateway", 0);
+const WORKER: Victim = ("fanout", 0);
+/// The stream whose leader is lost.
+const LOG: &str = "IM_IN";
 
 /// How long the rest of the talk may take to arrive once nobody says anything new.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -37,6 +43,9 @@ const SETTLE: Duration = Duration::from_secs(30);
 const FLOW: Duration = Duration::from_secs(20);
 /// The users of a dead gateway are offline within this (`docs/PROTOCOL.md` §6).
 const OFFLINE: Duration = Duration::from_secs(10);
+/// Until a gateway without NATS sends its people away: 30 s after it is suspended, which is 5 s
+/// after the last renewal (architecture.md, "Presence").
+const GIVEN_UP: Duration = Duration::from_secs(50);
 /// Nobody waits for longer than this beyond what the server asked for, where it ends in order.
 const AWAY: Duration = Duration::from_secs(5);
 /// The talk goes on for so long after a fault is over.
@@ -52,6 +61,18 @@ enum Fault {
     WorkerFrozen,
     BusKilled,
     BusCrashed,
+    BusAway,
+    BusGone,
+    LeaderKilled,
+    LeaderFrozen,
+    LeaderReplaced,
+    ServersReplaced,
+    GatewayUnplugged,
+    GatewayCutOff,
+    GatewayIsolated,
+    WorkerCutOff,
+    WorkersChanged,
+    StruckTwice,
     GatewayDrained,
     RollingRestart,
     EverythingKilled,
@@ -106,6 +127,66 @@ async fn nats_is_killed() {
 #[tokio::test]
 async fn nats_is_killed_and_started_again_at_once() {
     suffers(Fault::BusCrashed).await;
+}
+
+#[tokio::test]
+async fn nats_is_away_for_longer_than_a_lease() {
+    suffers(Fault::BusAway).await;
+}
+
+#[tokio::test]
+async fn nats_is_gone_for_longer_than_anybody_waits() {
+    suffers(Fault::BusGone).await;
+}
+
+#[tokio::test]
+async fn of_three_nats_servers_the_logs_leader_is_killed() {
+    suffers(Fault::LeaderKilled).await;
+}
+
+#[tokio::test]
+async fn of_three_nats_servers_the_logs_leader_freezes() {
+    suffers(Fault::LeaderFrozen).await;
+}
+
+#[tokio::test]
+async fn of_three_nats_servers_the_logs_leader_is_restarted() {
+    suffers(Fault::LeaderReplaced).await;
+}
+
+#[tokio::test]
+async fn three_nats_servers_are_restarted_one_by_one() {
+    suffers(Fault::ServersReplaced).await;
+}
+
+#[tokio::test]
+async fn a_gateway_loses_nats_for_less_than_its_lease() {
+    suffers(Fault::GatewayUnplugged).await;
+}
+
+#[tokio::test]
+async fn a_gateway_loses_nats_for_longer_than_its_lease() {
+    suffers(Fault::GatewayCutOff).await;
+}
+
+#[tokio::test]
+async fn a_gateway_loses_nats_for_longer_than_anybody_waits() {
+    suffers(Fault::GatewayIsolated).await;
+}
+
+#[tokio::test]
+async fn a_worker_loses_nats() {
+    suffers(Fault::WorkerCutOff).await;
+}
+
+#[tokio::test]
+async fn workers_come_and_go() {
+    suffers(Fault::WorkersChanged).await;
+}
+
+#[tokio::test]
+async fn a_second_fault_strikes_while_the_first_is_mended() {
+    suffers(Fault::StruckTwice).await;
 }
 
 #[tokio::test]
@@ -167,7 +248,19 @@ impl Scene {
     async fn of(fault: Fault, moment: Moment, seed: u64) -> Self {
         let rates = [("QIYU_HTTP_BURST", "100000"), ("QIYU_CONNECT_RATE", "100000")];
         let more = [("QIYU_CONNECT_BURST", "100000"), ("QIYU_DRAIN_WINDOW", "3s")];
-        let stack = Stack::roles(ROLES, &[FAST, &rates, &more].concat()).await;
+        let settings = [FAST, &rates, &more].concat();
+        let stack = match fault {
+            Fault::LeaderKilled
+            | Fault::LeaderFrozen
+            | Fault::LeaderReplaced
+            | Fault::ServersReplaced => Stack::roles_on_three(ROLES, &settings).await,
+            Fault::GatewayUnplugged
+            | Fault::GatewayCutOff
+            | Fault::GatewayIsolated
+            | Fault::WorkerCutOff => Stack::roles_on_wires(ROLES, &settings).await,
+            Fault::StruckTwice => Stack::roles(MORE_ROLES, &settings).await,
+            _ => Stack::roles(ROLES, &settings).await,
+        };
         let mut scene = Self::on(stack, fault, moment, seed);
         let loud = Duration::from_millis(if fault == Fault::GatewayDrained { 800 } else { 400 });
         scene.opens_rooms(6).await;
@@ -229,6 +322,9 @@ impl Scene {
                 | Fault::GatewayCrashed
                 | Fault::GatewayFrozen
                 | Fault::GatewayFaint
+                | Fault::GatewayCutOff
+                | Fault::GatewayIsolated
+                | Fault::StruckTwice
                 | Fault::EverythingKilled
         );
         Habits {
@@ -269,6 +365,18 @@ impl Scene {
             Fault::WorkerFrozen => self.freezes_a_worker().await,
             Fault::BusKilled => self.kills_nats(Duration::from_secs(3)).await,
             Fault::BusCrashed => self.kills_nats(Duration::ZERO).await,
+            Fault::BusAway => self.kills_nats(Duration::from_secs(8)).await,
+            Fault::BusGone => self.takes_nats_away().await,
+            Fault::LeaderKilled => self.kills_the_leader().await,
+            Fault::LeaderFrozen => self.freezes_the_leader().await,
+            Fault::LeaderReplaced => self.replaces_the_leader().await,
+            Fault::ServersReplaced => self.replaces_servers().await,
+            Fault::GatewayUnplugged => self.unplugs_a_gateway().await,
+            Fault::GatewayCutOff => self.cuts_a_gateway_off().await,
+            Fault::GatewayIsolated => self.isolates_a_gateway().await,
+            Fault::WorkerCutOff => self.cuts_a_worker_off().await,
+            Fault::WorkersChanged => self.changes_workers().await,
+            Fault::StruckTwice => self.strikes_twice().await,
             Fault::GatewayDrained => self.drains_a_gateway().await,
             Fault::RollingRestart => self.replaces_everything().await,
             Fault::EverythingKilled => self.kills_everything().await,
@@ -390,9 +498,185 @@ impl Scene {
         self.stack.revives_nats().await;
         let cutoff = self.crowd.record.now() + Duration::from_secs(1);
         self.flows_again(since, cutoff).await;
-        let cut = self.crowd.record.so_far().into_iter();
-        let cut: Vec<_> = cut.filter(|entry| matches!(entry.what, What::Cut { .. })).collect();
-        assert!(cut.is_empty(), "connections stay while NATS is away: {cut:?}");
+        self.nobody_was_cut_off();
+    }
+
+    /// Until everybody is sent away.
+    async fn takes_nats_away(&mut self) {
+        self.stack.kills_nats().await;
+        let since = self.the_moment_is_over();
+        let record = self.crowd.record.clone();
+        eventually("everybody is sent away", GIVEN_UP, async || {
+            open_lines(&record.so_far(), &[]) == 0
+        })
+        .await;
+        self.notes.push(format!("sent away after {:?}", since.elapsed()));
+        let both = [self.stack.addresses(GATEWAY), self.stack.addresses(("gateway", 1))].concat();
+        self.browsers_were_told(&both, 3014);
+        self.stack.revives_nats().await;
+        let cutoff = self.crowd.record.now() + Duration::from_secs(1);
+        self.flows_again(Instant::now(), cutoff).await;
+    }
+
+    async fn kills_the_leader(&mut self) {
+        let leader = self.stack.leader_of(LOG, None).await;
+        self.stack.kills_server(leader).await;
+        self.the_log_has_another_leader(leader).await;
+        self.stack.revives_server(leader).await;
+        self.nobody_was_cut_off();
+    }
+
+    async fn freezes_the_leader(&mut self) {
+        let leader = self.stack.leader_of(LOG, None).await;
+        self.stack.freezes_server(leader);
+        self.the_log_has_another_leader(leader).await;
+        self.stack.thaws_server(leader);
+        self.nobody_was_cut_off();
+    }
+
+    async fn replaces_the_leader(&mut self) {
+        let leader = self.stack.leader_of(LOG, None).await;
+        self.stack.ends_server(leader).await;
+        self.the_log_has_another_leader(leader).await;
+        self.stack.revives_server(leader).await;
+        self.nobody_was_cut_off();
+    }
+
+    /// As a cluster is upgraded.
+    async fn replaces_servers(&mut self) {
+        let since = self.the_moment_is_over(); // every one of them has moments enough
+        for place in 0..3 {
+            self.notes.push(format!("server {place} from {:?}", self.crowd.record.now()));
+            self.stack.ends_server(place).await;
+            self.stack.revives_server(place).await;
+        }
+        let cutoff = self.crowd.record.now() + Duration::from_secs(1);
+        self.flows_again(since, cutoff).await;
+        self.nobody_was_cut_off();
+    }
+
+    async fn the_log_has_another_leader(&mut self, lost: usize) {
+        let since = self.the_moment_is_over();
+        let mut leader = lost;
+        eventually("the log has another leader", FLOW, async || {
+            leader = self.stack.leader_of(LOG, Some(lost)).await;
+            leader != lost
+        })
+        .await;
+        self.notes.push(format!("another leader after {:?}", since.elapsed()));
+        let cutoff = self.crowd.record.now() + Duration::from_secs(1);
+        self.flows_again(since, cutoff).await;
+    }
+
+    /// Its connections break and it finds no other, for less time than its lease lasts.
+    async fn unplugs_a_gateway(&mut self) {
+        self.stack.wire_becomes(GATEWAY, Wire::Cut);
+        let since = self.the_moment_is_over();
+        let cutoff = self.crowd.record.now() + Duration::from_secs(1);
+        eventually("it is not ready", PATIENCE, async || !self.stack.says_ready(GATEWAY).await)
+            .await;
+        let away = Duration::from_millis(self.rng.random_range(1000..3500));
+        sleep(away.saturating_sub(since.elapsed())).await; // the fault itself
+        self.stack.wire_becomes(GATEWAY, Wire::Whole);
+        self.flows_again(since, cutoff).await;
+        eventually("it is ready", PATIENCE, async || self.stack.says_ready(GATEWAY).await).await;
+        self.nobody_was_cut_off();
+    }
+
+    /// Packets are dropped, until long after it is declared dead.
+    async fn cuts_a_gateway_off(&mut self) {
+        let lost = self.stack.addresses(GATEWAY);
+        self.strikes(lost.clone());
+        self.stack.wire_becomes(GATEWAY, Wire::Silent);
+        let since = self.the_moment_is_over();
+        eventually("it is not ready", PATIENCE, async || !self.stack.says_ready(GATEWAY).await)
+            .await;
+        self.notes.push(format!("not ready after {:?}", since.elapsed()));
+        let twelve = Duration::from_secs(12);
+        sleep(twelve.saturating_sub(since.elapsed())).await; // the fault itself
+        self.nobody_was_cut_off();
+        self.stack.wire_becomes(GATEWAY, Wire::Whole);
+        let mended = Instant::now();
+        let record = self.crowd.record.clone();
+        let told = |record: &[checker::Entry]| closed_with(record, &lost).len();
+        let there = lines_to(&record.so_far(), &lost);
+        eventually("its connections are closed", FLOW, async || told(&record.so_far()) == there)
+            .await;
+        self.notes.push(format!("closed {:?} after it was mended", mended.elapsed()));
+        self.browsers_were_told(&lost, 1012);
+        eventually("it is ready", FLOW, async || self.stack.says_ready(GATEWAY).await).await;
+    }
+
+    /// The same, until its people are better off elsewhere.
+    async fn isolates_a_gateway(&mut self) {
+        let lost = self.stack.addresses(GATEWAY);
+        self.strikes(lost.clone());
+        self.stack.wire_becomes(GATEWAY, Wire::Silent);
+        let since = self.the_moment_is_over();
+        let record = self.crowd.record.clone();
+        let there = lines_to(&record.so_far(), &lost);
+        eventually("its people are sent away", GIVEN_UP, async || {
+            closed_with(&record.so_far(), &lost).len() == there
+        })
+        .await;
+        self.notes.push(format!("sent away after {:?}", since.elapsed()));
+        self.browsers_were_told(&lost, 3014);
+        self.everybody_is_back().await;
+        self.stack.wire_becomes(GATEWAY, Wire::Whole);
+        eventually("it is ready", FLOW, async || self.stack.says_ready(GATEWAY).await).await;
+    }
+
+    async fn cuts_a_worker_off(&mut self) {
+        self.stack.wire_becomes(WORKER, Wire::Silent);
+        let since = self.the_moment_is_over();
+        let cutoff = self.crowd.record.now() + Duration::from_secs(1);
+        sleep(Duration::from_secs(8)).await; // the fault itself
+        assert!(!self.stack.says_ready(WORKER).await, "it cannot be ready");
+        self.flows_again(since, cutoff).await;
+        self.stack.wire_becomes(WORKER, Wire::Whole);
+        eventually("it is ready", FLOW, async || self.stack.says_ready(WORKER).await).await;
+    }
+
+    /// Two more, then the two of the beginning go, in order.
+    async fn changes_workers(&mut self) {
+        self.the_moment_is_over(); // every one of them has moments enough
+        for _ in 0..2 {
+            self.stack.gains("fanout").await;
+            sleep(AFTERMATH).await; // the load between them
+        }
+        for _ in 0..2 {
+            self.stack.loses(WORKER).await;
+            sleep(AFTERMATH).await; // the load between them
+        }
+    }
+
+    /// While its lease still lasts, or its queue is being taken over.
+    async fn strikes_twice(&mut self) {
+        self.strikes(self.stack.addresses(GATEWAY));
+        self.stack.kills(GATEWAY).await;
+        let since = self.the_moment_is_over();
+        let cutoff = self.crowd.record.now() + Duration::from_secs(1);
+        let later = Duration::from_millis(self.rng.random_range(500..8000));
+        sleep(later).await; // the first one alone
+        let second = ["a worker", "presence", "nats"][self.rng.random_range(0..3)];
+        self.notes.push(format!("{second} {later:?} later"));
+        match second {
+            "a worker" => {
+                self.stack.kills(WORKER).await;
+                self.stack.revives(WORKER).await;
+            }
+            "presence" => {
+                self.stack.kills(("presence", 0)).await;
+                self.stack.revives(("presence", 0)).await;
+            }
+            _ => {
+                self.stack.kills_nats().await;
+                sleep(Duration::from_secs(1)).await; // the second one itself
+                self.stack.revives_nats().await;
+            }
+        }
+        self.flows_again(since, cutoff).await;
+        self.stack.revives(GATEWAY).await;
     }
 
     async fn drains_a_gateway(&mut self) {
@@ -431,6 +715,20 @@ impl Scene {
 
 /// What is waited for.
 impl Scene {
+    fn nobody_was_cut_off(&self) {
+        let cut = self.crowd.record.so_far().into_iter();
+        let cut: Vec<_> = cut.filter(|entry| matches!(entry.what, What::Cut { .. })).collect();
+        assert!(cut.is_empty(), "connections stay: {cut:?}");
+    }
+
+    /// Phones are not told why.
+    fn browsers_were_told(&self, addresses: &[String], expected: u16) {
+        for code in closed_with(&self.crowd.record.so_far(), addresses) {
+            let right = code.is_none_or(|code| code == expected);
+            assert!(right, "a browser was closed with {code:?}");
+        }
+    }
+
     async fn the_leaving_are_offline(&mut self, since: Instant) {
         let asking = self.anchors[0].clone();
         for person in self.leaving.clone() {
@@ -513,7 +811,10 @@ impl Scene {
             panic!("{} wrongs, the first: {:#?}", wrongs.len(), &wrongs[..wrongs.len().min(12)]);
         }
         assert!(100 < *receipted, "nobody talked: {receipted}");
-        if matches!(self.fault, Fault::GatewayDrained | Fault::RollingRestart) {
+        if matches!(
+            self.fault,
+            Fault::GatewayDrained | Fault::RollingRestart | Fault::WorkersChanged
+        ) {
             assert!(*longest_away <= AWAY, "somebody had to wait for {longest_away:?}");
             assert!(verdict.slowest <= AWAY, "a message came after {:?}", verdict.slowest);
         }
@@ -558,6 +859,12 @@ fn open_lines(record: &[checker::Entry], addresses: &[String]) -> usize {
         }
     }
     open.len()
+}
+
+/// Connections to these addresses there ever were.
+fn lines_to(record: &[checker::Entry], addresses: &[String]) -> usize {
+    let there = |entry: &&checker::Entry| matches!(&entry.what, What::Entered { address, .. } if addresses.contains(address));
+    record.iter().filter(there).count()
 }
 
 /// The close codes of connections to these addresses.

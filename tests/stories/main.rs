@@ -18,6 +18,7 @@ mod edge;
 mod eyes;
 mod faults;
 mod frames;
+mod losses;
 mod moderation;
 mod order;
 mod page;

@@ -146,6 +146,30 @@ async fn a_newer_login_may_replace_the_older_ones() {
 }
 
 #[tokio::test]
+async fn a_newer_login_replaces_the_older_ones_on_any_gateway() {
+    let stack = Stack::roles(TWO_GATEWAYS, &[("QIYU_MULTI_DEVICE", "replace")]).await;
+    let room = stack.room().await;
+    let [bob] = stack.browsers(&room, ["bob"]).await;
+    let ann = stack.person("ann").await;
+    let mut old = ann.via(&stack.gateway(1)).ws_into(&room).await;
+    let mut middle = ann.via(&stack.gateway(2)).tcp_into(&room).await;
+    old.is_answered(1002, "replaced").await;
+    old.is_closed_with(3503).await;
+    let mut new = ann.via(&stack.gateway(1)).ws_into(&room).await;
+    middle.is_answered(1002, "replaced").await;
+    middle.is_closed().await;
+
+    bob.says(&room, "who is it now?");
+    new.hears("who is it now?").await;
+    bob.whispers(&ann, "and you?");
+    new.hears("and you?").await;
+    assert!(bob.person.sees_online(&ann).await, "the end of an older one harms no newer one");
+    let anchor = &bob.person;
+    eventually("each is inside once", PATIENCE, async || anchor.counts(&room).await == 2).await;
+    stack.stop().await;
+}
+
+#[tokio::test]
 async fn two_gateways_share_one_room() {
     let stack = Stack::roles(TWO_GATEWAYS, &[]).await;
     let room = stack.room().await;

@@ -4,7 +4,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::harness::{
-    How, Nats, PATIENCE, Process, Request, Stack, eventually, fresh_id, run_to_end, users,
+    How, Nats, NatsServer, PATIENCE, Request, Stack, eventually, fresh_id, run_to_end, users,
 };
 
 const KEY: &str = "an-integrator's-key-0123456789";
@@ -93,7 +93,7 @@ const MAY_ASK: &[(&str, &[&str])] = &[
     ("$JS.API.STREAM.RESTORE.IM_IN", &[]),
     ("$JS.API.STREAM.LEADER.STEPDOWN.IM_IN", &[]),
     ("$JS.API.ACCOUNT.PURGE.QIYU", &[]),
-    ("$JS.API.STREAM.MSG.GET.IM_IN", &["gateway", "presence", "living", "api"]),
+    ("$JS.API.STREAM.MSG.GET.IM_IN", &["gateway", "fanout", "presence", "living", "api"]),
     ("$JS.API.STREAM.MSG.GET.IM_INBOX", &[]),
     ("$JS.API.STREAM.MSG.GET.IM_LEDGER", &[]),
     ("$JS.API.DIRECT.GET.IM_IN", &["gateway", "fanout"]),
@@ -168,8 +168,8 @@ const MAY_HEAR: &[(&str, &[&str])] = &[
 #[tokio::test]
 async fn each_user_may_do_what_its_role_does_and_no_more() {
     let home = TempDir::new().unwrap();
-    let (mut server, url) =
-        Process::starts_deployed_nats(home.path(), "server.conf", &users::passwords()).await;
+    let mut server = NatsServer::deployed(home.path(), "server.conf", &users::passwords()).await;
+    let url = server.url();
     let mut wrong = Vec::new();
     for user in RESTRICTED {
         let mut nats = Nats::at(&users::url(&url, user)).await;
@@ -197,7 +197,7 @@ async fn each_user_may_do_what_its_role_does_and_no_more() {
     let mut admin = Nats::at(&users::url(&url, "admin")).await;
     assert!(admin.may_publish("im.in.p07.10001.room.1.closed").await);
     assert!(admin.may_listen(">").await, "people may look at everything");
-    server.stops().await;
+    server.process().stops().await;
 }
 
 #[tokio::test]

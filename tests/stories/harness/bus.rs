@@ -2,12 +2,18 @@
 //! would see with the `nats` tool. Nothing of the system's code is used.
 
 use std::path::Path;
+use std::time::Duration;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
+    time::timeout,
 };
+
+/// How long a leader may take to answer.
+const ELECTION_LOOK: Duration = Duration::from_millis(500);
 
 /// A connection to the running system's NATS.
 pub(crate) struct Nats(BufReader<TcpStream>);
@@ -16,23 +22,32 @@ impl Nats {
     /// Connects as other commands with the same data directory would.
     pub(crate) async fn of(data_dir: &Path) -> Self {
         let url = std::fs::read_to_string(data_dir.join("nats.url")).expect("nats.url is there");
-        let mut nats = Self::at(url.trim()).await;
+        Self::open(url.trim()).await
+    }
+
+    /// Connects as the user of this URL, if it names one, and listens for answers.
+    pub(crate) async fn open(url: &str) -> Self {
+        let mut nats = Self::at(url).await;
         nats.says("SUB _INBOX.story 1\r\n").await;
         nats
     }
 
-    /// Connects as the user of this URL.
+    /// Connects as the user of this URL, if it names one.
     pub(crate) async fn at(url: &str) -> Self {
-        let (login, host) = url
-            .strip_prefix("nats://")
-            .and_then(|rest| rest.split_once('@'))
-            .expect("nats://user:password@host:port");
-        let (user, pass) = login.split_once(':').expect("user:password");
+        let rest = url.strip_prefix("nats://").expect("nats://…");
+        let mut hello = json!({ "verbose": false, "pedantic": false, "headers": true });
+        let host = match rest.split_once('@') {
+            Some((login, host)) => {
+                let (user, pass) = login.split_once(':').expect("user:password");
+                (hello["user"], hello["pass"]) = (user.into(), pass.into());
+                host
+            }
+            None => rest,
+        };
         let stream = TcpStream::connect(host).await.expect("NATS listens");
         stream.set_nodelay(true).expect("a fresh socket takes options");
         let mut nats = Self(BufReader::new(stream));
         nats.line().await; // INFO
-        let hello = json!({ "verbose": false, "pedantic": false, "user": user, "pass": pass, "headers": true });
         nats.says(&format!("CONNECT {hello}\r\n")).await;
         nats
     }
@@ -70,6 +85,14 @@ impl Nats {
         }
     }
 
+    /// The server that leads a stream of a cluster. Only a leader answers, so there may be none.
+    pub(crate) async fn leader_of(&mut self, stream: &str) -> Option<String> {
+        let subject = format!("$JS.API.STREAM.INFO.{stream}");
+        let info = timeout(ELECTION_LOOK, self.asks(&subject, "")).await.ok()?;
+        let info: Value = serde_json::from_slice(&info).ok()?; // nothing: nobody answers
+        Some(info["cluster"]["leader"].as_str()?.to_owned())
+    }
+
     /// What a stream holds, as its server counts it.
     pub(crate) async fn messages_in(&mut self, stream: &str) -> u64 {
         let info = self.asks(&format!("$JS.API.STREAM.INFO.{stream}"), "").await;
@@ -101,6 +124,49 @@ impl Nats {
         }
     }
 
+    /// The newest message of a stream that matches `filter`: its subject, and what it says.
+    pub(crate) async fn last_under(&mut self, stream: &str, filter: &str) -> (String, Vec<u8>) {
+        let wanted = json!({ "last_by_subj": filter }).to_string();
+        let answer = self.asks(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &wanted).await;
+        let answer: Value = serde_json::from_slice(&answer).expect("an answer in JSON");
+        let message = &answer["message"];
+        let text = |key: &str| message[key].as_str().unwrap_or_else(|| panic!("{answer}"));
+        let payload = BASE64_STANDARD.decode(text("data")).expect("base64");
+        (text("subject").to_owned(), payload)
+    }
+
+    /// Throws away everything in a stream.
+    pub(crate) async fn empties(&mut self, stream: &str) {
+        let answer = self.asks(&format!("$JS.API.STREAM.PURGE.{stream}"), "").await;
+        let answer: Value = serde_json::from_slice(&answer).expect("an answer in JSON");
+        assert_eq!(answer["success"], true, "{answer}");
+    }
+
+    /// From now on a stream knows the ids of what it stored for so long only.
+    pub(crate) async fn remembers_for(&mut self, stream: &str, window: Duration) {
+        let info = self.asks(&format!("$JS.API.STREAM.INFO.{stream}"), "").await;
+        let mut info: Value = serde_json::from_slice(&info).expect("an answer in JSON");
+        let mut config = info["config"].take();
+        config["duplicate_window"] = json!(window.as_nanos());
+        let update = format!("$JS.API.STREAM.UPDATE.{stream}");
+        let answer = self.asks(&update, &config.to_string()).await;
+        let answer: Value = serde_json::from_slice(&answer).expect("an answer in JSON");
+        assert!(answer["error"].is_null(), "{answer}");
+    }
+
+    /// Stores a message under an id; whether the stream knew it.
+    pub(crate) async fn knows(&mut self, subject: &str, id: &str, payload: &[u8]) -> bool {
+        let headers = format!("NATS/1.0\r\nNats-Msg-Id: {id}\r\n\r\n");
+        let (length, total) = (headers.len(), headers.len() + payload.len());
+        let head = format!("HPUB {subject} _INBOX.story {length} {total}\r\n{headers}");
+        let message = [head.as_bytes(), payload, b"\r\n"].concat();
+        self.0.get_mut().write_all(&message).await.expect("NATS hears");
+        let (_, answer) = self.answer().await;
+        let answer: Value = serde_json::from_slice(&answer).expect("an answer in JSON");
+        assert!(answer["error"].is_null(), "{answer}");
+        answer["duplicate"] == true
+    }
+
     async fn asks(&mut self, subject: &str, payload: &str) -> Vec<u8> {
         self.exchange(subject, payload).await.1
     }
@@ -109,6 +175,10 @@ impl Nats {
     async fn exchange(&mut self, subject: &str, payload: &str) -> (String, Vec<u8>) {
         let length = payload.len();
         self.says(&format!("PUB {subject} _INBOX.story {length}\r\n{payload}\r\n")).await;
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> (String, Vec<u8>) {
         loop {
             let line = self.line().await;
             let words: Vec<&str> = line.split_whitespace().collect();

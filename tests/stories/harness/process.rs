@@ -92,53 +92,23 @@ impl Process {
         process
     }
 
-    /// Starts a nats-server of the version the program itself uses; returns its URL too.
-    pub(crate) async fn starts_nats(home: &Path) -> (Self, String) {
-        Self::starts_nats_on(home, &nats_server().await, "127.0.0.1:-1").await
-    }
-
-    /// Starts a nats-server on this configuration of `deploy/nats/`, of which only the addresses
-    /// and the store are others, with these variables; returns its URL too.
-    pub(crate) async fn starts_deployed_nats(
+    /// Starts a nats-server of the version the program itself uses.
+    pub(crate) async fn starts_nats(
         home: &Path,
-        config: &str,
+        args: &[String],
         variables: &[(String, String)],
-    ) -> (Self, String) {
-        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/nats").join(config);
+    ) -> Self {
         let mut command = Command::new(nats_server().await);
-        command.arg("-c").arg(config).args(["-a", "127.0.0.1", "-p", "-1", "-m", "-1", "-sd"]);
-        command.arg(home.join("jetstream")).envs(variables.iter().map(|(key, value)| (key, value)));
-        Self::is_nats(command, home).await
-    }
-
-    /// Starts this nats-server on the store in `home`, whatever was there before.
-    pub(crate) async fn starts_nats_on(home: &Path, binary: &Path, listen: &str) -> (Self, String) {
-        let config = home.join("nats.conf");
-        let store = home.join("jetstream");
-        let text = format!("listen: {listen:?}\njetstream {{ store_dir: {store:?} }}\n");
-        fs::write(&config, text).expect("the temp dir can be written");
-        let mut command = Command::new(binary);
-        command.arg("-c").arg(&config);
-        Self::is_nats(command, home).await
-    }
-
-    async fn is_nats(mut command: Command, home: &Path) -> (Self, String) {
+        command.args(args).envs(variables.iter().map(|(key, value)| (key, value)));
         command.stdin(Stdio::null()).process_group(0).kill_on_drop(true);
         let log = home.join("nats.log");
         let before = fs::read(&log).unwrap_or_default().len();
         let process = Self::spawn("nats-server".to_owned(), &mut command, &log);
-        let mut url = None;
         eventually("nats-server listens", START, async || {
-            let log = process.log().split_off(before);
-            let ready = log.contains("Server is ready");
-            url = log.lines().find_map(|line| {
-                let (_, address) = line.split_once("Listening for client connections on ")?;
-                Some(format!("nats://{}", address.trim()))
-            });
-            ready && url.is_some()
+            process.log().split_off(before).contains("Server is ready")
         })
         .await;
-        (process, url.expect("it was just seen"))
+        process
     }
 
     fn spawn(name: String, command: &mut Command, log: &Path) -> Self {
@@ -163,18 +133,18 @@ impl Process {
         address.trim_end_matches('/').to_owned()
     }
 
-    /// The `host:port` a nats-server says it listens on for clients.
-    pub(crate) fn listens_on(&self) -> String {
-        let log = self.log();
-        let said = log.lines().find_map(|line| {
-            line.split_once("Listening for client connections on ").map(|(_, address)| address)
-        });
-        said.expect("a nats-server that is up has said so").trim().to_owned()
-    }
-
     /// Everything it wrote to its log so far.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Bytes of memory it holds (`proc_pid_status(5)`).
+    pub(crate) fn memory(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.leader.as_raw_nonzero());
+        let status = fs::read_to_string(path).expect("it is still running");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        kib.expect("a running process has memory") * 1024
     }
 
     fn tail(&self) -> String {

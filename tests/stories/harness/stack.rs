@@ -2,18 +2,22 @@
 
 mod damage;
 
+pub(crate) use damage::Victim;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use tempfile::TempDir;
 
 use super::http::{Reply, Request};
+use super::nats_server::NatsServer;
 use super::person::{Person, Room};
 use super::process::{Process, run_to_end};
 use super::site::{Door, Site};
 use super::socket::Socket;
 use super::users;
 use super::wait::{PATIENCE, eventually};
+use super::wire::Switch;
 
 /// Settings for people who talk faster than people do.
 pub(crate) const FAST: &[(&str, &str)] =
@@ -27,9 +31,21 @@ pub(crate) struct Stack {
     settings: Vec<(String, String)>,
     site: Arc<Site>,
     parts: Vec<Part>,
-    nats: Option<Process>,
+    /// Processes ever started with roles: each has a directory and a log of its own.
+    hired: usize,
+    nats: Vec<NatsServer>,
     // Last, because it has the logs that a process shows when a story fails.
     home: TempDir,
+}
+
+/// How processes reach NATS.
+#[derive(Clone, Copy, PartialEq)]
+enum Wiring {
+    Direct,
+    /// With a switch before it.
+    Switched,
+    /// As the user named as the roles are.
+    AsUsers,
 }
 
 /// One process and what it was started for.
@@ -39,6 +55,8 @@ struct Part {
     number: usize,
     settings: Vec<(String, String)>,
     process: Process,
+    /// Where there is one between it and NATS.
+    switch: Option<Switch>,
 }
 
 impl Part {
@@ -55,15 +73,17 @@ impl Part {
         }
         let log = home.join(format!("log-{number}"));
         let process = Process::starts(&["run", roles], &settings, &log, &labels).await;
-        Self { roles: roles.to_owned(), number, settings, process }
+        Self { roles: roles.to_owned(), number, settings, process, switch: None }
+    }
+
+    /// Whether it says of itself that it is ready.
+    async fn says_ready(&self) -> bool {
+        Request::get("/readyz").send(&self.door().http).await.status == 200
     }
 
     async fn is_ready(&self) {
         let what = format!("{} is ready", self.process.name());
-        eventually(&what, PATIENCE * 2, async || {
-            Request::get("/readyz").send(&self.door().http).await.status == 200
-        })
-        .await;
+        eventually(&what, PATIENCE * 2, async || self.says_ready().await).await;
     }
 
     fn door(&self) -> Door {
@@ -95,9 +115,25 @@ impl Stack {
     /// nats-server of their own. Gateways are called g1, g2, … in this order.
     pub(crate) async fn roles(roles: &[&str], settings: &[(&str, &str)]) -> Self {
         let mut stack = Self::empty(settings);
-        let (nats, url) = Process::starts_nats(stack.home.path()).await;
-        stack.nats = Some(nats);
-        stack.starts_roles(roles, |_| url.clone()).await;
+        stack.nats = vec![NatsServer::alone(stack.home.path()).await];
+        stack.moves_in(roles, Wiring::Direct).await;
+        stack
+    }
+
+    /// The same, with a switch in each process's wire to NATS.
+    pub(crate) async fn roles_on_wires(roles: &[&str], settings: &[(&str, &str)]) -> Self {
+        let mut stack = Self::empty(settings);
+        stack.nats = vec![NatsServer::alone(stack.home.path()).await];
+        stack.moves_in(roles, Wiring::Switched).await;
+        stack
+    }
+
+    /// The same on three nats-servers that keep three copies of everything.
+    pub(crate) async fn roles_on_three(roles: &[&str], settings: &[(&str, &str)]) -> Self {
+        let mut stack = Self::empty(settings);
+        stack.nats = NatsServer::three(stack.home.path()).await;
+        stack.set("QIYU_REPLICAS", "3");
+        stack.moves_in(roles, Wiring::Direct).await;
         stack
     }
 
@@ -106,37 +142,25 @@ impl Stack {
     /// comes when the roles are already there.
     pub(crate) async fn as_users(roles: &[&str], settings: &[(&str, &str)]) -> Self {
         let mut stack = Self::empty(settings);
-        let home = stack.home.path();
-        let (nats, url) =
-            Process::starts_deployed_nats(home, "server.conf", &users::passwords()).await;
-        stack.nats = Some(nats);
+        let nats =
+            NatsServer::deployed(stack.home.path(), "server.conf", &users::passwords()).await;
+        let as_provision = users::url(&nats.url(), "provision");
+        stack.nats = vec![nats];
         stack.set("QIYU_STREAMS", "wait");
         let provisioning = async {
-            let as_provision = users::url(&url, "provision");
             let output = run_to_end(&["provision"], &[("QIYU_NATS_URL", &as_provision)]).await;
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         };
-        let starting = stack.starts_roles(roles, |role| users::url(&url, role));
-        tokio::join!(starting, provisioning);
+        tokio::join!(stack.moves_in(roles, Wiring::AsUsers), provisioning);
         stack
     }
 
-    /// `url`: the bus as a process of these roles is to reach it.
-    async fn starts_roles(&mut self, roles: &[&str], url: impl Fn(&str) -> String) {
+    async fn moves_in(&mut self, roles: &[&str], wiring: Wiring) {
         self.site.keeps_secret(SECRET);
         self.set("QIYU_JWT_SECRET", SECRET);
         self.set("QIYU_DEV_LOGIN", "true");
-        let mut gateways = 0;
-        for (number, roles) in roles.iter().enumerate() {
-            let data = self.home.path().join(format!("data-{number}"));
-            let mut settings = self.settings.clone();
-            settings.push(("QIYU_NATS_URL".to_owned(), url(roles)));
-            settings.push(("QIYU_DATA_DIR".to_owned(), data.display().to_string()));
-            if roles.split(',').any(|role| role == "gateway") {
-                gateways += 1;
-                settings.push(("QIYU_GATEWAY_ID".to_owned(), format!("g{gateways}")));
-            }
-            self.parts.push(Part::starts(self.home.path(), number, roles, settings).await);
+        for roles in roles {
+            self.hires(roles, wiring).await;
         }
         for part in &self.parts {
             part.is_ready().await;
@@ -144,10 +168,36 @@ impl Stack {
         self.opens_its_doors();
     }
 
+    /// Starts a further process with these roles.
+    async fn hires(&mut self, roles: &str, wiring: Wiring) {
+        let number = self.hired;
+        self.hired += 1;
+        let data = self.home.path().join(format!("data-{number}"));
+        let mut settings = self.settings.clone();
+        settings.push(("QIYU_DATA_DIR".to_owned(), data.display().to_string()));
+        if roles.split(',').any(|role| role == "gateway") {
+            let id = format!("g{}", self.gateways().count() + 1);
+            settings.push(("QIYU_GATEWAY_ID".to_owned(), id));
+        }
+        let switch = match wiring {
+            Wiring::Switched => Some(Switch::before(self.nats[0].address()).await),
+            Wiring::Direct | Wiring::AsUsers => None,
+        };
+        let all = self.nats.iter().map(NatsServer::url).collect::<Vec<_>>().join(",");
+        let url = match (&switch, wiring) {
+            (Some(switch), _) => switch.url(),
+            (None, Wiring::AsUsers) => users::url(&all, roles),
+            (None, _) => all,
+        };
+        settings.push(("QIYU_NATS_URL".to_owned(), url));
+        let part = Part::starts(self.home.path(), number, roles, settings).await;
+        self.parts.push(Part { switch, ..part });
+    }
+
     fn empty(settings: &[(&str, &str)]) -> Self {
         let home = TempDir::new().expect("a temp dir can be made");
-        let (site, parts, nats) = (Arc::default(), Vec::new(), None);
-        let mut stack = Self { home, settings: Vec::new(), site, parts, nats };
+        let (site, parts, nats) = (Arc::default(), Vec::new(), Vec::new());
+        let mut stack = Self { home, settings: Vec::new(), site, parts, hired: 0, nats };
         for listen in ["QIYU_HTTP_LISTEN", "QIYU_WS_LISTEN", "QIYU_TCP_LISTEN"] {
             stack.set(listen, "127.0.0.1:0");
         }
@@ -170,7 +220,7 @@ impl Stack {
         let labels = ["page", "websocket", "tcp", "nats"];
         let process = Process::starts(&args, &self.settings, &log, &labels).await;
         let (roles, settings) = ("up".to_owned(), Vec::new());
-        self.parts = vec![Part { roles, number: 0, settings, process }];
+        self.parts = vec![Part { roles, number: 0, settings, process, switch: None }];
         self.opens_its_doors();
     }
 
@@ -241,13 +291,17 @@ impl Stack {
 
     /// Its bus, as this user of `deploy/nats/`.
     pub(crate) fn url_of(&self, user: &str) -> String {
-        let nats = self.nats.as_ref().expect("its NATS is a process of its own");
-        users::url(&format!("nats://{}", nats.listens_on()), user)
+        users::url(&self.nats[0].url(), user)
     }
 
     /// Everything its nats-server logged so far, where that is a process of its own.
     pub(crate) fn nats_log(&self) -> String {
-        self.nats.as_ref().map(Process::log).unwrap_or_default()
+        self.nats.iter().map(NatsServer::log).collect()
+    }
+
+    /// Bytes of memory its processes hold, nats-server not counted.
+    pub(crate) fn memory(&self) -> u64 {
+        self.parts.iter().map(|part| part.process.memory()).sum()
     }
 
     /// GET from the process that serves the page.

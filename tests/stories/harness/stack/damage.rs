@@ -5,12 +5,18 @@
 //! its ports.
 
 use std::path::Path;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use rustix::process::Signal;
 
-use super::super::process::run_to_end;
-use super::{Part, Process, Stack};
+use super::super::bus::Nats;
+use super::super::wait::eventually;
+use super::super::wire::Wire;
+use super::{Part, Process, Stack, Wiring};
+
+/// An election takes 4 to 9 s, and may have to be held again.
+const ELECTION: Duration = Duration::from_secs(30);
 
 /// Whose turn it is.
 pub(crate) type Victim = (&'static str, usize);
@@ -45,7 +51,8 @@ impl Stack {
         let settings = part.settings.clone();
         let anew = Part::starts(home, part.number, &part.roles, settings).await;
         anew.is_ready().await;
-        self.parts[place] = anew;
+        let switch = self.parts[place].switch.take();
+        self.parts[place] = Part { switch, ..anew };
         self.opens_its_doors();
     }
 
@@ -68,27 +75,101 @@ impl Stack {
     }
 }
 
+/// Those who come and go for good.
+impl Stack {
+    /// A further process with these roles; waits until it is ready.
+    pub(crate) async fn gains(&mut self, roles: &str) {
+        self.hires(roles, Wiring::Direct).await;
+        self.parts.last().expect("it was just started").is_ready().await;
+        self.opens_its_doors();
+    }
+
+    /// SIGTERM, and nobody takes its place.
+    pub(crate) async fn loses(&mut self, victim: Victim) {
+        self.ends(victim).await;
+        let place = self.place(victim);
+        self.parts.remove(place);
+        self.opens_its_doors();
+    }
+}
+
+/// The wires to NATS, where they have switches.
+impl Stack {
+    pub(crate) fn wire_becomes(&self, victim: Victim, wire: Wire) {
+        let part = &self.parts[self.place(victim)];
+        part.switch.as_ref().expect("it is on a wire").becomes(wire);
+    }
+
+    /// What it says of itself at `/readyz`.
+    pub(crate) async fn says_ready(&self, victim: Victim) -> bool {
+        self.parts[self.place(victim)].says_ready().await
+    }
+}
+
+/// A look at the bus, and a hand in it.
+impl Stack {
+    pub(crate) async fn nats(&self) -> Nats {
+        Nats::open(&self.nats[0].url()).await
+    }
+}
+
+/// One of three nats-servers, by its place.
+impl Stack {
+    /// Which one leads this stream, as one that is not `but` knows it.
+    pub(crate) async fn leader_of(&self, stream: &str, but: Option<usize>) -> usize {
+        let (asked, _) = (self.nats.iter().enumerate())
+            .find(|(place, _)| Some(*place) != but)
+            .expect("there are three");
+        let mut leader = None;
+        eventually(&format!("{stream} has a leader"), ELECTION, async || {
+            let mut nats = Nats::open(&self.nats[asked].url()).await;
+            let name = nats.leader_of(stream).await;
+            leader = self.nats.iter().position(|server| Some(&server.name) == name.as_ref());
+            leader.is_some()
+        })
+        .await;
+        leader.expect("it was just seen")
+    }
+
+    pub(crate) async fn kills_server(&mut self, place: usize) {
+        self.nats[place].process().is_killed().await;
+    }
+
+    pub(crate) fn freezes_server(&mut self, place: usize) {
+        self.nats[place].process().is_sent(Signal::STOP);
+    }
+
+    pub(crate) fn thaws_server(&mut self, place: usize) {
+        self.nats[place].process().is_sent(Signal::CONT);
+    }
+
+    /// SIGTERM.
+    pub(crate) async fn ends_server(&mut self, place: usize) {
+        self.nats[place].process().stops().await;
+    }
+
+    /// Starts it on what it had, and waits until it has caught up with the others.
+    pub(crate) async fn revives_server(&mut self, place: usize) {
+        self.nats[place].starts_again().await;
+        self.nats[place].is_healthy().await;
+    }
+}
+
 /// The bus, and everything.
 impl Stack {
     /// kill -9 for nats-server.
     pub(crate) async fn kills_nats(&mut self) {
-        self.nats.as_mut().expect("it has one of its own").is_killed().await;
+        self.nats[0].process().is_killed().await;
     }
 
     /// Starts nats-server on the same store and at the same address.
     pub(crate) async fn revives_nats(&mut self) {
-        let (_, url) = self.settings.iter().find(|(key, _)| key == "QIYU_NATS_URL").expect("set");
-        let listen = url.trim_start_matches("nats://").to_owned();
-        let output = run_to_end(&["fetch-nats"], &[]).await;
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        let binary = Path::new(said.lines().last().unwrap_or_default());
-        let (nats, _) = Process::starts_nats_on(self.home.path(), binary, &listen).await;
-        self.nats = Some(nats);
+        self.nats[0].starts_again().await;
     }
 
     /// SIGTERM for nats-server, and a new one at once.
     pub(crate) async fn replaces_nats(&mut self) {
-        self.nats.as_mut().expect("it has one of its own").stops().await;
+        self.nats[0].process().stops().await;
         self.revives_nats().await;
     }
 
@@ -103,7 +184,8 @@ impl Stack {
     }
 
     fn all(&mut self) -> impl Iterator<Item = &mut Process> {
-        self.nats.iter_mut().chain(self.parts.iter_mut().map(|part| &mut part.process))
+        let nats = self.nats.iter_mut().map(|server| server.process());
+        nats.chain(self.parts.iter_mut().map(|part| &mut part.process))
     }
 
     /// Starts everything again, as a machine would that has just booted: all at once.
