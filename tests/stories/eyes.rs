@@ -136,7 +136,7 @@ async fn top_shows_who_is_at_work() {
         ann.says(&room, &format!("word {n}"));
         bob.hears(&format!("word {n}")).await;
     }
-    let nats = stack.setting("QIYU_NATS_URL");
+    let nats = stack.nats_url();
     let once = ["top", "--once", "--nats-url", nats.as_str()];
     let output = run_to_end(&once, &[]).await;
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -25,7 +25,7 @@ pub(crate) use bus::Nats;
 pub(crate) use http::{Answer, How, Reply, Request, percent};
 pub(crate) use nats_server::NatsServer;
 pub(crate) use person::{APP, Person, Room};
-pub(crate) use process::run_to_end;
+pub(crate) use process::{Process, run_to_end};
 pub(crate) use servers::{MariaDb, PASSWORD, Redis};
 pub(crate) use site::Door;
 pub(crate) use socket::{Heard, Receipt, Socket, fresh_id, msg_ids};

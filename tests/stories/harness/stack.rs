@@ -263,12 +263,6 @@ impl Stack {
         self.home.path().join("data").display().to_string()
     }
 
-    /// What a setting of all its processes is.
-    pub(crate) fn setting(&self, name: &str) -> String {
-        let set = self.settings.iter().find(|(key, _)| key == name);
-        set.map(|(_, value)| value.clone()).unwrap_or_default()
-    }
-
     /// Where people find it.
     pub(crate) fn door(&self) -> Door {
         self.site.door()
@@ -292,6 +286,11 @@ impl Stack {
     /// Its bus, as this user of `deploy/nats/`.
     pub(crate) fn url_of(&self, user: &str) -> String {
         users::url(&self.nats[0].url(), user)
+    }
+
+    /// Its bus, where that is a process of its own and has no users.
+    pub(crate) fn nats_url(&self) -> String {
+        self.nats[0].url()
     }
 
     /// Everything its nats-server logged so far, where that is a process of its own.
