@@ -100,6 +100,15 @@ impl Nats {
         info["state"]["messages"].as_u64().unwrap_or_else(|| panic!("{info}"))
     }
 
+    /// How many of a stream's messages lie under subjects that match `filter`.
+    pub(crate) async fn messages_under(&mut self, stream: &str, filter: &str) -> u64 {
+        let wanted = json!({ "subjects_filter": filter }).to_string();
+        let info = self.asks(&format!("$JS.API.STREAM.INFO.{stream}"), &wanted).await;
+        let info: Value = serde_json::from_slice(&info).expect("an answer in JSON");
+        let subjects = info["state"]["subjects"].as_object().into_iter().flatten();
+        subjects.filter_map(|(_, count)| count.as_u64()).sum()
+    }
+
     /// The newest message of a stream under `subject`, as it lies there.
     pub(crate) async fn last_of(&mut self, stream: &str, subject: &str) -> Vec<u8> {
         let wanted = json!({ "last_by_subj": subject }).to_string();
