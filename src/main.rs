@@ -162,7 +162,7 @@ fn stop_on_signal(tasks: &TaskTracker) -> anyhow::Result<CancellationToken> {
 fn start_tracing(settings: &Settings, purpose: &Purpose) {
     let level = match (purpose, settings.log.as_str()) {
         // Whoever looks wants to see what they look at, not how it was reached.
-        (Purpose::Tool, "info") => "warn",
+        (Purpose::Tool, "info") => "warn,qiyu_nats::bus=error",
         (_, level) => level,
     };
     // async-nats tells of every reconnection twice; what it warns of is enough.

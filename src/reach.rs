@@ -87,6 +87,8 @@ impl Reached {
 
     /// Ends what was started for looking.
     pub(crate) async fn leave(self) {
+        // First, so that the server need not wait for us.
+        self.bus.close().await;
         if let Some(child) = self.child
             && let Err(error) = child.stop().await
         {

@@ -113,7 +113,7 @@ impl Selection {
             Self::Room(app, room) => format!("room {room} of app {app}"),
             Self::User(app, user, Breadth::Rooms(rooms)) => format!(
                 "user {user} of app {app}: logins, what was written to them, measures, and what \
-                 they did in the {} rooms their logins name; not what they wrote to single users, \
+                 they did in the rooms their logins name ({}); not what they wrote to single users, \
                  which --wide finds",
                 rooms.len()
             ),
