@@ -44,6 +44,8 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations_api";
 
 const _: () = assert!(REST.as_millis() < CONNECT_PATIENCE.as_millis());
 
+/// Somebody else has the lock (SQLite's result code; no code of MySQL's is as short).
+const SQLITE_BUSY: &str = "5";
 /// SQLite, as [`AnyConnection::backend_name`] has it.
 const SQLITE: &str = "SQLite";
 
@@ -108,9 +110,7 @@ async fn first_connection(url: &str) -> Result<AnyConnection, sqlx::Error> {
         };
         let attempt = tokio::time::timeout(CONNECT_PATIENCE, attempt).await;
         match attempt.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-            Err(error @ (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut))
-                if started.elapsed() < START_PATIENCE =>
-            {
+            Err(error) if passes(&error) && started.elapsed() < START_PATIENCE => {
                 warn!(
                     error = &error as &dyn std::error::Error,
                     "database not reached, trying again"
@@ -119,6 +119,16 @@ async fn first_connection(url: &str) -> Result<AnyConnection, sqlx::Error> {
             }
             done => return done,
         }
+    }
+}
+
+/// Whether waiting may help. SQLite turns WAL on for nobody while somebody else
+/// does so, however long one would wait for the lock.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+        sqlx::Error::Database(error) => error.code().as_deref() == Some(SQLITE_BUSY),
+        _ => false,
     }
 }
 
