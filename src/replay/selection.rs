@@ -48,7 +48,7 @@ impl Selection {
     /// The subjects to read; none: all of them. No two overlap: NATS refuses a
     /// consumer whose filters do. One that matches nearly everything costs the
     /// server 40 µs an event with a million under 4000 subjects, where none
-    /// costs 2 (measured, 2.15.1): so an app is picked out here, not there.
+    /// costs 2.4 (measured, 2.15.1): so an app is picked out here, not there.
     pub(crate) fn filters(&self) -> Vec<String> {
         match self {
             Self::Room(app, room) => vec![
