@@ -432,6 +432,8 @@ impl Scene {
         self.strikes(self.stack.addresses(GATEWAY));
         self.stack.kills(GATEWAY).await;
         let since = self.the_moment_is_over();
+        let addresses = self.stack.addresses(GATEWAY);
+        self.crowd.record.keeps(What::Restarted { addresses });
         self.stack.revives(GATEWAY).await;
         self.the_leaving_are_offline(since).await;
     }
@@ -705,9 +707,10 @@ impl Scene {
 
     async fn kills_everything(&mut self) {
         let both = [self.stack.addresses(GATEWAY), self.stack.addresses(("gateway", 1))].concat();
-        self.strikes(both);
+        self.strikes(both.clone());
         self.stack.kills_everything().await;
         let since = self.the_moment_is_over();
+        self.crowd.record.keeps(What::Restarted { addresses: both });
         self.stack.revives_everything().await;
         self.notes.push(format!("ready again after {:?}", since.elapsed()));
     }

@@ -38,6 +38,8 @@ pub(crate) enum What {
     Cut { line: u64, code: Option<u16>, retry: Duration },
     /// A gateway was killed or frozen.
     Struck { addresses: Vec<String> },
+    /// It is about to be started again under its id: that ends the life before at once.
+    Restarted { addresses: Vec<String> },
     /// The text is the clientMsgId.
     Said { user: u64, text: String, to: To },
     /// A 1006: the msgId, or the reason.
@@ -130,6 +132,7 @@ struct Facts {
     /// The msgId each text was seen under first.
     known: BTreeMap<String, u64>,
     struck: Vec<(Duration, String)>,
+    restarted: Vec<(Duration, String)>,
     histories: BTreeMap<u64, Vec<(u64, String)>>,
     waiting: BTreeMap<u64, Vec<(u64, String)>>,
 }
@@ -207,6 +210,9 @@ impl Facts {
             }
             What::Struck { addresses } => {
                 self.struck.extend(addresses.into_iter().map(|address| (at, address)));
+            }
+            What::Restarted { addresses } => {
+                self.restarted.extend(addresses.into_iter().map(|address| (at, address)));
             }
             What::History { room, list } => drop(self.histories.insert(room, list)),
             What::Waiting { user, list } => drop(self.waiting.insert(user, list)),
@@ -434,8 +440,11 @@ impl Facts {
             .iter()
             .filter(|(at, address)| *address == last.address && last.entered < *at && *at <= cut);
         let Some((died, _)) = deaths.next() else { return };
+        let again = self.restarted.iter().find(|(at, to)| *to == last.address && died <= at);
+        let until = again.map_or(*died + STILL_A_MEMBER, |(at, _)| *at);
+        let until = until.min(*died + STILL_A_MEMBER);
         for (id, stored) in self.owed(last) {
-            let owed = id <= line.position && stored.at <= *died + STILL_A_MEMBER;
+            let owed = id <= line.position && stored.at <= until;
             if !owed || last.acked.contains(&id) {
                 continue;
             }

@@ -135,6 +135,13 @@ fn a_dead_gateway_owes_nothing_that_came_after_its_end() {
 }
 
 #[test]
+fn a_gateway_that_is_started_again_owes_nothing_that_came_after_that() {
+    let again = What::Restarted { addresses: vec!["g1".to_owned()] };
+    let tale = good().acks(2, 20).acks(2, 30).dies("g1").and(again).cut(2);
+    assert!(tale.says("c", 40).enters(3, 2, 45).kinds().is_empty());
+}
+
+#[test]
 fn disorder_is_seen() {
     let tale = Tale::default().enters(1, 1, 10).enters(2, 2, 11).says("a", 20).says("b", 30);
     assert_eq!(tale.hears(2, 30, "b").hears(2, 20, "a").kinds(), ["disordered"]);
