@@ -5,11 +5,16 @@ use std::{future::Future, sync::Arc, time::Duration};
 use async_nats::service::{ServiceExt, error::Error as MicroError};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use crate::{bus::Bus, chain, codec, command::Command};
+use crate::{
+    bus::Bus,
+    chain, codec,
+    command::{Command, fold_of},
+    id::Partition,
+};
 
 /// A command that was heard and refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +50,10 @@ pub enum CommandError {
 
 /// Commands one endpoint works on at once; further ones wait in its subscription.
 const CONCURRENT_MAX: usize = 256;
+/// How long a partition may be without an owner: the lease of a dead one, and a claim.
+const OWNER_PATIENCE: Duration = Duration::from_secs(6);
+/// Between questions to an owner that is not there yet.
+const OWNER_RETRY: Duration = Duration::from_millis(100);
 /// How long a command may take.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(12);
 
@@ -87,6 +96,29 @@ impl Bus {
     /// [`CommandError`].
     pub async fn ask<C: Command>(&self, to: &str, command: &C) -> Result<C::Reply, CommandError> {
         self.ask_within(to, command, COMMAND_TIMEOUT).await
+    }
+
+    /// Asks the owner of a partition. While it changes hands it has none; that is waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub async fn ask_owner<C: Command>(
+        &self,
+        partition: Partition,
+        command: &C,
+    ) -> Result<C::Reply, CommandError> {
+        let (owner, started) = (fold_of(partition), Instant::now());
+        loop {
+            match self.ask(&owner, command).await {
+                Err(
+                    CommandError::Nobody { .. } | CommandError::Refused(Refusal { code: 503, .. }),
+                ) if started.elapsed() < OWNER_PATIENCE => {
+                    tokio::time::sleep(OWNER_RETRY).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Asks, and waits no longer than `patience`.

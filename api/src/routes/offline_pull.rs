@@ -4,10 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::{
-    MsgId, Partition,
-    command::{ListWaiting, fold_of},
-};
+use qiyu_nats::{MsgId, Partition, command::ListWaiting};
 use tracing::warn;
 
 use crate::{
@@ -39,8 +36,8 @@ pub(crate) async fn offline_pull(
     };
     let limit = u32::try_from(page_size(&params)?).unwrap_or(u32::MAX);
     let (app, user) = (edge.app, who.user);
-    let owner = fold_of(Partition::of_user(app, user));
-    let waiting = edge.bus.ask(&owner, &ListWaiting { app, user, after, limit }).await;
+    let partition = Partition::of_user(app, user);
+    let waiting = edge.bus.ask_owner(partition, &ListWaiting { app, user, after, limit }).await;
     let waiting = waiting.map_err(|error| {
         warn!(%user, error = &error as &dyn std::error::Error, "waiting messages not read");
         Refused::system()

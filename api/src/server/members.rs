@@ -7,10 +7,7 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use qiyu_nats::{
-    AppId, Partition, RoomId, UserId, chain,
-    command::{ListMembers, fold_of},
-};
+use qiyu_nats::{AppId, Partition, RoomId, UserId, chain, command::ListMembers};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;
@@ -94,8 +91,8 @@ impl Call for AskMembersOf {
         if !(1..=PAGE_MAX).contains(&limit) {
             return Err(Failed::asked("limit is 1 to 1000"));
         }
-        let owner = fold_of(Partition::of_room(app, room));
-        match edge.bus.ask(&owner, &ListMembers { app, room, after, limit }).await {
+        let partition = Partition::of_room(app, room);
+        match edge.bus.ask_owner(partition, &ListMembers { app, room, after, limit }).await {
             Ok(found) => {
                 Ok(Members { list: found.users, total: found.total, has_next: found.has_next })
             }
