@@ -32,6 +32,7 @@ use crate::{
     metrics::{Metrics, Route},
     profile::{Profile, Profiles},
     rate::{Rates, neighbourhood},
+    reads::Reads,
     routes::LOGIN,
     server::{Failed, PREFIX, has_key},
 };
@@ -51,6 +52,7 @@ pub(crate) struct Edge {
     pub(crate) ticket_key: TicketKey,
     pub(crate) token_ttl: Duration,
     pub(crate) profiles: Profiles,
+    pub(crate) reads: Reads,
     pub(crate) gateways: Gateways,
     pub(crate) sessions: Sessions,
     pub(crate) address_rates: Rates<IpAddr>,

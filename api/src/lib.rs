@@ -8,8 +8,8 @@
 //!
 //! **Reads** the gateways' leases and users' sessions, through `presence`.
 //!
-//! **Writes** table `t_user`; `im.in.….msg` on behalf of integrators; asks `qiyu.living`;
-//! answers `qiyu.server`.
+//! **Writes** table `t_user`; `im.in.….msg` on behalf of integrators; pages that were read in
+//! `IM_LEDGER`; asks `qiyu.living`; answers `qiyu.server`.
 //!
 //! **Start at** [`edge`] (what a request passes), then [`routes`] and [`server`].
 
@@ -24,6 +24,7 @@ mod page;
 mod params;
 mod profile;
 mod rate;
+mod reads;
 mod routes;
 mod server;
 mod service;

@@ -16,6 +16,7 @@ use crate::{
     metrics::Metrics,
     profile::{ProfileError, Profiles},
     rate::Rates,
+    reads::{self, Reads},
     routes, server,
 };
 
@@ -93,6 +94,8 @@ impl Api {
         let tasks = TaskTracker::new();
         let gateways = Gateways::follow(bus, &tasks, stop.clone()).await;
         let gateways = gateways.map_err(StartError::Gateways)?;
+        let (reads, pages) = Reads::new();
+        tasks.spawn(reads::record(bus.clone(), pages, stop.clone()));
         let edge = Arc::new(Edge {
             bus: bus.clone(),
             app,
@@ -104,6 +107,7 @@ impl Api {
             ticket_key: config.ticket_key,
             token_ttl: config.token_ttl,
             profiles,
+            reads,
             sessions: Sessions::new(bus, gateways.clone()),
             gateways,
             address_rates: Rates::new(config.http_rate, config.http_burst),

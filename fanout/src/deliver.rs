@@ -17,6 +17,7 @@ use qiyu_nats::{
     AppId, Bus, ConnId, Incarnation, MsgId, Partition, RoomId, UserId, chain, codec,
     envelope::{DirectTarget, Envelope},
     event::Event,
+    ledger::{Handover, How},
     outbox::HandoverError,
     stream::OUTBOX_AGE_MAX,
     trail::Trail,
@@ -24,7 +25,7 @@ use qiyu_nats::{
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use crate::{fold::Effect, metrics::Metrics};
+use crate::{fold::Effect, handovers::Handovers, metrics::Metrics};
 
 /// Envelopes on their way at once, per partition. Awaiting each before the
 /// next costs a factor of eight (measured: 4.5k/s against 36k/s).
@@ -47,6 +48,7 @@ pub(crate) struct Deliverer {
     pub(crate) bus: Bus,
     pub(crate) partition: Partition,
     pub(crate) metrics: Metrics,
+    pub(crate) handovers: Handovers,
     skipped: Arc<Mutex<HashMap<(Incarnation, About), Skipped>>>,
 }
 
@@ -67,8 +69,13 @@ struct Skipped {
 }
 
 impl Deliverer {
-    pub(crate) fn new(bus: Bus, partition: Partition, metrics: Metrics) -> Self {
-        Self { bus, partition, metrics, skipped: Arc::default() }
+    pub(crate) fn new(
+        bus: Bus,
+        partition: Partition,
+        metrics: Metrics,
+        handovers: Handovers,
+    ) -> Self {
+        Self { bus, partition, metrics, handovers, skipped: Arc::default() }
     }
 
     /// Offers full queues again what they have not taken: without it a room
@@ -108,10 +115,11 @@ impl Deliverer {
                     _ => String::new(),
                 };
                 let id = envelope.msg_id().unwrap_or(msg_id);
-                self.hand_over(to, id, &envelope, suffix, trail).await.into_iter().collect()
+                let ids = (id, msg_id);
+                self.hand_over(to, ids, &envelope, suffix, trail).await.into_iter().collect()
             }
             Effect::DeliverWaiting { to, app, user, connection, msg_ids } => {
-                self.hand_over_waiting(to, app, user, connection, &msg_ids).await
+                self.hand_over_waiting(to, (app, user, connection), &msg_ids, msg_id).await
             }
             Effect::Repeat { to, app, room, msg_id: repeated, sends, connections } => {
                 let deliverer = self.clone();
@@ -187,16 +195,18 @@ impl Deliverer {
         };
         // Unlike the first copy's key, and unlike that of a repeat for another reason.
         let suffix = format!(":r{because}");
-        if let Some(pending) = self.hand_over(to, msg_id, &envelope, suffix, None).await {
+        let ids = (msg_id, because);
+        if let Some(pending) = self.hand_over(to, ids, &envelope, suffix, None).await {
             pending.await;
         }
     }
 
     /// Starts the first attempt in order, and returns what finishes the job.
+    /// `because`: the event that asks for it, which may be the message itself.
     async fn hand_over(
         &self,
         to: Incarnation,
-        msg_id: MsgId,
+        (msg_id, because): (MsgId, MsgId),
         envelope: &Envelope,
         suffix: String,
         trail: Option<&Trail>,
@@ -223,7 +233,11 @@ impl Deliverer {
             Envelope::Unknown => None,
         };
         let (bus, metrics, partition) = (self.bus.clone(), self.metrics.clone(), self.partition);
-        let all_skipped = Arc::clone(&self.skipped);
+        let (all_skipped, handovers) = (Arc::clone(&self.skipped), self.handovers.clone());
+        let because = Some(because).filter(|because| *because != msg_id);
+        let note = move |to: &Incarnation, how| {
+            handovers.note(Handover { msg_id, to: Some(to.clone()), how, because });
+        };
         let finish = async move {
             let _until_it_is_stored = step;
             let mut outcome = match first {
@@ -236,11 +250,12 @@ impl Deliverer {
                     Ok(()) => {
                         metrics.handed_over(started.elapsed());
                         debug!(%msg_id, gateway = %to, %partition, "envelope handed over");
-                        return;
+                        return note(&to, How::Stored);
                     }
                     Err(HandoverError::Full) => {
                         // It is far behind; `prev` of a later envelope will send it to the log.
                         metrics.skipped.inc();
+                        note(&to, How::Full);
                         warn!(gateway = %to, %msg_id, "gateway's queue is full, envelope skipped");
                         if let Some(about) = about {
                             let since = Instant::now();
@@ -251,7 +266,7 @@ impl Deliverer {
                     }
                     Err(HandoverError::Refused(error)) => {
                         error!(gateway = %to, %msg_id, error = %chain(&*error), "envelope refused");
-                        return;
+                        return note(&to, How::Refused);
                     }
                     Err(HandoverError::Unconfirmed(_)) => {}
                 }
@@ -266,10 +281,9 @@ impl Deliverer {
     async fn hand_over_waiting(
         &self,
         to: Incarnation,
-        app: AppId,
-        user: UserId,
-        connection: ConnId,
+        (app, user, connection): (AppId, UserId, ConnId),
         msg_ids: &[MsgId],
+        because: MsgId,
     ) -> Vec<Pending> {
         let contents = self.contents(app, user, msg_ids).await;
         let mut pending = Vec::new();
@@ -292,7 +306,8 @@ impl Deliverer {
             };
             // The same message may wait for further connections of the same gateway.
             let suffix = format!(":w{connection}");
-            pending.extend(self.hand_over(to.clone(), msg_id, &envelope, suffix, None).await);
+            let ids = (msg_id, because);
+            pending.extend(self.hand_over(to.clone(), ids, &envelope, suffix, None).await);
         }
         pending
     }

@@ -19,6 +19,10 @@ use qiyu_nats::{
 };
 use serde::{Deserialize, Serialize};
 
+mod survey;
+
+pub use survey::{NoThing, Thing};
+
 use crate::state::{Member as MemberState, RoomState};
 
 /// What folding an event asks its owner to do, in this order.
@@ -1240,6 +1244,27 @@ mod tests {
         log.fold.take_stirred();
         let bytes = qiyu_nats::codec::encode(&log.fold).unwrap();
         assert_eq!(qiyu_nats::codec::decode::<Fold>(&bytes).unwrap(), log.fold);
+    }
+
+    #[test]
+    fn a_survey_does_not_see_who_has_forgotten_more() {
+        let mut log = Partition::default();
+        let (a, b) = (gateway("a", 1), gateway("b", 1));
+        let survey = |fold: &Fold, at_ms| fold.survey(at_ms, None, usize::MAX).0;
+        log.moves(&a, &[joined(1, 1), joined(2, 2)]);
+        log.session(&a, online(1, 1));
+        log.writes(5);
+        log.folds(Event::GatewayGone { gateway: a });
+        log.moves(&b, &[joined(3, 3)]);
+        let (whole, later) = (log.fold.clone(), log.seq + OWED_KEPT_MS);
+        assert_ne!(survey(&whole, 0), survey(&whole, later), "what was owed is");
+        log.fold.forget(later);
+        assert_eq!(survey(&log.fold, later), survey(&whole, later));
+        let (first, more) = whole.survey(later, None, 1);
+        let after = first.keys().next().copied();
+        assert!(more && whole.survey(later, after, 9).0.len() + 1 == survey(&whole, later).len());
+        log.moves(&b, &[left(3, 3), joined(3, 3)]);
+        assert_ne!(survey(&log.fold, later), survey(&whole, later), "it joined later");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!
 //! **Reads** `IM_IN`, buckets `workers`, `claims`, `positions`; `IM_SNAP`, `IM_INBOX`.
 //!
-//! **Writes** `IM_OUT`, `IM_SNAP`, `IM_INBOX`, `IM_EVT`, buckets `workers`,
+//! **Writes** `IM_OUT`, `IM_SNAP`, `IM_INBOX`, `IM_EVT`, hand-overs in `IM_LEDGER`, buckets `workers`,
 //! `claims`, `positions`, `watch`.
 //!
 //! **Start at** [`fold`] (the rules, pure), then `owner` (one partition's
@@ -19,6 +19,7 @@ pub mod past;
 pub mod state;
 
 mod deliver;
+mod handovers;
 mod heat;
 mod lag;
 mod metrics;

@@ -26,6 +26,8 @@ pub(crate) struct Metrics {
     pub(crate) restarts: Counter,
     /// Snapshots written.
     pub(crate) snapshots: Counter,
+    /// Hand-overs that are not in the ledger.
+    pub(crate) handovers_unrecorded: Counter,
     /// Partitions nobody owns, as far as this process knows.
     pub(crate) unowned: Gauge,
     /// How far each partition owned here is behind.
@@ -98,6 +100,11 @@ impl Metrics {
             m.restarts.clone(),
         );
         r.register("snapshots", "Snapshots written", m.snapshots.clone());
+        r.register(
+            "handovers_unrecorded",
+            "Hand-overs that are not in the ledger",
+            m.handovers_unrecorded.clone(),
+        );
         r.register(
             "partitions_unowned",
             "Partitions nobody owns, as far as this process knows",

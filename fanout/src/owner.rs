@@ -16,6 +16,7 @@ use qiyu_nats::{
     command::{CloseAbandoned, LIVING, ListMembers, ListWaiting, Members},
     event::Event,
     lease::Lease,
+    ledger::{Handover, How},
     log::{Dead, LogEntry, LogReader, ReadError},
     position::{self, Claim, Position},
     service::Answering,
@@ -33,7 +34,8 @@ use tracing::{debug, error, info};
 
 use crate::{
     deliver::{Deliverer, WINDOW},
-    fold::Fold,
+    fold::{Effect, Fold},
+    handovers::Handovers,
     heat::Heat,
     lag::Lag,
     metrics::Metrics,
@@ -174,6 +176,7 @@ pub(crate) struct Means {
     pub(crate) heat: Heat,
     pub(crate) tasks: TaskTracker,
     pub(crate) answering: Answering,
+    pub(crate) handovers: Handovers,
     /// How long an anchor may be gone. `None`: for ever.
     pub(crate) anchor_grace: Option<Duration>,
 }
@@ -219,12 +222,12 @@ impl Owner {
         lease: Lease,
         means: Means,
     ) -> Self {
-        let Means { metrics, heat, tasks, answering, anchor_grace } = means;
+        let Means { metrics, heat, tasks, answering, handovers, anchor_grace } = means;
         let Prepared { partition, mut fold, base, folded, recorded, revision } = prepared;
         fold.stir_all();
         let (bus, counting) = (bus.clone(), metrics.clone());
         Self {
-            deliverer: Deliverer::new(bus.clone(), partition, counting),
+            deliverer: Deliverer::new(bus.clone(), partition, counting, handovers),
             viewers: Arc::new(Mutex::new(Viewers::new(&bus))),
             anchor_grace,
             telling: None,
@@ -349,6 +352,7 @@ impl Owner {
                 let total = u64::try_from(total).unwrap_or(u64::MAX);
                 answer.send(Members { users, total, has_next }).ok();
             }
+            Question::Copy { answer } => drop(answer.send((self.folded, self.fold.clone()))),
             Question::Waiting { asked, answer } => {
                 let ListWaiting { app, user, after, limit } = asked;
                 let limit = usize::try_from(limit).unwrap_or(1).clamp(1, 100);
@@ -367,7 +371,13 @@ impl Owner {
                 if let Event::RoomMessageSent { app, room, .. } = &record.event {
                     self.heat.count(*app, *room);
                 }
-                self.fold.apply(msg_id, record)
+                let is_message = is_message(&record.event);
+                let effects = self.fold.apply(msg_id, record);
+                if is_message && !effects.iter().flatten().any(is_delivery) {
+                    let (to, how, because) = (None, How::Nobody, None);
+                    self.deliverer.handovers.note(Handover { msg_id, to, how, because });
+                }
+                effects
             }
             Err(error) => {
                 error!(%msg_id, subject = %entry.subject, error = %chain(&error), "undecodable event set aside");
@@ -491,6 +501,14 @@ impl Owner {
         self.check_lease()?;
         self.record().await
     }
+}
+
+fn is_message(event: &Event) -> bool {
+    matches!(event, Event::RoomMessageSent { .. } | Event::DirectMessageSent { .. })
+}
+
+fn is_delivery(effect: &Effect) -> bool {
+    matches!(effect, Effect::Deliver { .. })
 }
 
 /// A room that could not be closed now is asked for again in a second.

@@ -81,6 +81,59 @@ pub async fn measures_at(
     Ok(fold)
 }
 
+/// Where the log's memory begins: the snapshot that is what the log has
+/// forgotten, else nothing at all. With the sequence it stands at.
+///
+/// # Errors
+///
+/// [`PastError`].
+pub async fn beginning(bus: &Bus, partition: Partition) -> Result<(u64, Fold), PastError> {
+    let bounds = bus.log_bounds().await;
+    let (first, _) = bounds.map_err(|source| PastError::Read { partition, source })?;
+    let positions = snapshots(bus, partition).await?;
+    // Before the log's first event, or the oldest there is: better than nothing.
+    let before = positions.iter().rev().find(|position| **position < first);
+    match before.or(positions.first()) {
+        Some(position) if 1 < first => {
+            let failed = |error: LoadError| PastError::Snapshot {
+                partition,
+                position: *position,
+                source: error.into(),
+            };
+            snapshot::load(bus, partition, *position).await.map_err(failed)
+        }
+        _ => Ok((0, Fold::default())),
+    }
+}
+
+/// Where the partition's snapshots stand, oldest first.
+///
+/// # Errors
+///
+/// [`PastError::Snapshot`].
+pub async fn snapshots(bus: &Bus, partition: Partition) -> Result<Vec<u64>, PastError> {
+    let listed = snapshot::positions(bus, partition).await;
+    listed.map_err(|error| PastError::Snapshot { partition, position: 0, source: error.into() })
+}
+
+/// What the snapshot at exactly `position` says; `None`: it cannot be read (any more).
+///
+/// # Errors
+///
+/// [`PastError::Snapshot`].
+pub async fn snapshot_at(
+    bus: &Bus,
+    partition: Partition,
+    position: u64,
+) -> Result<Option<Fold>, PastError> {
+    let failed =
+        |error: LoadError| PastError::Snapshot { partition, position, source: error.into() };
+    match snapshot::load(bus, partition, position).await {
+        Ok((at, fold)) => Ok((at == position).then_some(fold)),
+        Err(error) => Err(failed(error)),
+    }
+}
+
 async fn base(bus: &Bus, partition: Partition, position: u64) -> Result<(u64, Fold), PastError> {
     let failed = |source| PastError::Snapshot { partition, position, source };
     let loaded = snapshot::load(bus, partition, position).await;

@@ -2,13 +2,15 @@
 
 use qiyu_nats::{
     AppId, ClientMsgId, MsgId, Partition, UserId,
-    command::{FindSent, Kept, ListMembers, ListWaiting, Members, Waiting, fold_of},
+    command::{
+        FindSent, FoldSurvey, Kept, ListMembers, ListWaiting, Members, SurveyFold, Waiting, fold_of,
+    },
     service::{Answering, Refusal},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::deliver::Deliverer;
+use crate::{deliver::Deliverer, fold::Fold};
 
 /// Questions waiting for one owner; further askers wait for a place.
 const QUESTIONS_MAX: usize = 256;
@@ -24,6 +26,10 @@ pub(crate) enum Question {
     Members {
         asked: ListMembers,
         answer: oneshot::Sender<Members>,
+    },
+    /// A copy of the fold and the sequence of its last event.
+    Copy {
+        answer: oneshot::Sender<(u64, Fold)>,
     },
     Waiting {
         asked: ListWaiting,
@@ -69,6 +75,20 @@ pub(crate) async fn answer_questions(
             }
         })
         .await?;
+    let asking = ask.clone();
+    answering
+        .endpoint_until::<SurveyFold, _, _>(&group, stop.clone(), move |asked: SurveyFold| {
+            let ask = asking.clone();
+            async move {
+                let (answer, answered) = oneshot::channel();
+                ask.send(Question::Copy { answer }).await.map_err(|_| gone())?;
+                let (position, fold) = answered.await.map_err(|_| gone())?;
+                // Off the owner's loop and off the runtime: hashing a large room takes a while.
+                let surveyed = tokio::task::spawn_blocking(move || survey(position, &fold, &asked));
+                surveyed.await.map_err(|_| gone())?
+            }
+        })
+        .await?;
     let deliverer = deliverer.clone();
     answering
         .endpoint_until::<ListWaiting, _, _>(&group, stop.clone(), move |asked: ListWaiting| {
@@ -89,6 +109,18 @@ pub(crate) async fn answer_questions(
         })
         .await?;
     Ok(questions)
+}
+
+/// Things in one answer: 30 bytes each, so below half of what a message may have.
+const THINGS_MAX: usize = 10_000;
+
+fn survey(position: u64, fold: &Fold, asked: &SurveyFold) -> Result<FoldSurvey, Refusal> {
+    let after = asked.after.as_ref().map(|name| name.parse()).transpose();
+    let after = after.map_err(|_| Refusal { code: 400, message: "no such thing".into() })?;
+    let limit = usize::try_from(asked.limit).unwrap_or(1).clamp(1, THINGS_MAX);
+    let (things, has_next) = fold.survey(asked.at_ms, after, limit);
+    let things = things.into_iter().map(|(thing, hash)| (thing.to_string(), hash)).collect();
+    Ok(FoldSurvey { position, things, has_next })
 }
 
 fn gone() -> Refusal {

@@ -80,6 +80,12 @@ pub(crate) async fn load(
     Ok((0, Fold::default()))
 }
 
+/// Where the snapshots stand, oldest first.
+pub(crate) async fn positions(bus: &Bus, partition: Partition) -> Result<Vec<u64>, BucketError> {
+    let slot = bus.bucket(BucketName::Positions).read(&key(partition)).await?;
+    Ok(decoded(slot.value.as_deref()).into_iter().map(|head| head.position).collect())
+}
+
 /// Where the newest snapshot stands, if there is one.
 pub(crate) async fn newest(bus: &Bus, partition: Partition) -> Result<Option<u64>, BucketError> {
     let slot = bus.bucket(BucketName::Positions).read(&key(partition)).await?;

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    handovers::{self, Handovers},
     heat::Heat,
     metrics::Metrics,
     owner::{self, End, Means, Owner},
@@ -115,6 +116,13 @@ impl Fanout {
             .answering("qiyu-fanout", "What partition owners know", &tasks, stop.clone())
             .await
             .map_err(StartError::Answer)?;
+        let (handovers, lines) = Handovers::new(metrics.clone());
+        let writing = handovers::record(bus.clone(), claim.clone(), lines, metrics.clone());
+        let alarm = stop.clone();
+        tasks.spawn(async move {
+            let _alarm = alarm.drop_guard(); // it ends by itself only after all owners have
+            writing.await;
+        });
         let heat = Heat::default();
         let unknown = usize::from(Partition::COUNT);
         let (told, coverage) = watch::channel(Coverage { unowned: unknown, starting: unknown });
@@ -129,6 +137,7 @@ impl Fanout {
                 heat: heat.clone(),
                 tasks: tasks.clone(),
                 answering,
+                handovers,
                 anchor_grace: config.anchor_grace,
             },
             owners: HashMap::new(),

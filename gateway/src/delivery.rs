@@ -325,7 +325,7 @@ impl DeliveryTask {
             }
             Ok(Envelope::Repeat { app, room, msg_id, sends, from, biz_code, data, to }) => {
                 let message = Message::new(app, biz_code, &data, Some(msg_id));
-                let from_queue = From::Queue(place);
+                let from_queue = From::Again(place);
                 let entry = self.open(app, Some(room), msg_id, message, from_queue, None);
                 entry.sent_before(sends);
                 let recipients = to.iter().filter_map(|id| self.connections.get(id));
@@ -354,16 +354,23 @@ impl DeliveryTask {
     }
 
     async fn arrive(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
-        let dealt_with = match self.rooms.get(&key) {
-            None => true, // nobody of ours is there any more
-            Some(room) => room.last.is_some_and(|last| msg_id <= last),
+        let Some(room) = self.rooms.get_mut(&key) else {
+            return self.note_unheard(key, msg_id, envelope);
         };
-        if dealt_with {
+        if room.last.is_some_and(|last| msg_id <= last) {
             return self.with.bus.ack(&envelope.place.ack).await;
         }
-        let room = self.rooms.entry(key).or_default();
         room.waiting.insert(msg_id, envelope); // a redelivery brings a fresher acknowledgement
         self.advance(key);
+    }
+
+    /// Nobody of ours is there any more. That is an outcome, too: without it the
+    /// record could not tell such an envelope from one that was lost.
+    fn note_unheard(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
+        let Waiting { place, what, .. } = envelope;
+        let (app, room_id) = key;
+        let message = what.message(key, msg_id);
+        self.open(app, Some(room_id), msg_id, message, From::Queue(place), None).seal();
     }
 
     /// Deals with what waits, as far as nothing is missing before it.
@@ -393,10 +400,7 @@ impl DeliveryTask {
     /// Sends one message to the members it is for.
     fn expand(&mut self, key: RoomKey, msg_id: MsgId, what: What, from: From) {
         let (app, room_id) = key;
-        let message = Arc::new(match &what {
-            What::Said { biz_code, data, .. } => Message::new(app, *biz_code, data, Some(msg_id)),
-            What::Closed => closed_message(key, msg_id),
-        });
+        let message = Arc::new(what.message(key, msg_id));
         let audience = self.rooms.get(&key).map_or(0, |room| room.members.len());
         let sample = match &what {
             What::Said { at_ms: Some(at_ms), .. } => Some(Sample::of(*at_ms, msg_id, audience)),
@@ -546,6 +550,7 @@ impl DeliveryTask {
     ) -> Arc<Entry> {
         let (seq, source, step) = match from {
             From::Queue(Place { seq, ack, step }) => (Some(seq), Source::Envelope(ack), step),
+            From::Again(Place { seq, ack, step }) => (Some(seq), Source::Repeat(ack), step),
             From::Log => (None, Source::Log, Step::default()),
             From::Lagging => (None, Source::Lagging, Step::default()),
         };
@@ -573,13 +578,8 @@ impl DeliveryTask {
             return;
         }
         let Some(room) = self.rooms.remove(&key) else { return };
-        let (bus, tasks) = (self.with.bus.clone(), &self.with.tasks);
-        if !room.waiting.is_empty() {
-            tasks.spawn(async move {
-                for waiting in room.waiting.into_values() {
-                    bus.ack(&waiting.place.ack).await; // nobody is left to hear it
-                }
-            });
+        for (msg_id, waiting) in room.waiting {
+            self.note_unheard(key, msg_id, waiting);
         }
     }
 
@@ -765,6 +765,8 @@ impl DeliveryTask {
 enum From {
     /// By its envelope, at this place in the queue.
     Queue(Place),
+    /// Likewise, having been sent elsewhere before.
+    Again(Place),
     /// Read from the log.
     Log,
     /// By its envelope, beside it.
@@ -788,6 +790,15 @@ impl Member {
                 entry.expect(&self.connection);
                 self.held.push(Arc::clone(entry));
             }
+        }
+    }
+}
+
+impl What {
+    fn message(&self, key: RoomKey, msg_id: MsgId) -> Message {
+        match self {
+            Self::Said { biz_code, data, .. } => Message::new(key.0, *biz_code, data, Some(msg_id)),
+            Self::Closed => closed_message(key, msg_id),
         }
     }
 }

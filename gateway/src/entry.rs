@@ -13,7 +13,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use qiyu_nats::{
     AppId, ConnId, MsgId, RoomId, UserId,
-    ledger::{EXCEPTIONS_MAX, Exception, Outcome, Reason, Via},
+    ledger::{EXCEPTIONS_MAX, Exception, Outcome, Reason, Recipient, Via},
     outbox::Ack,
     trail::Step,
 };
@@ -84,6 +84,8 @@ struct SlowPath {
     sent: Instant,
     /// What its trace says meanwhile.
     step: Step,
+    /// The one connection that asked for it. `None`: it is for whoever is there.
+    asked: Option<Recipient>,
 }
 
 /// How a connection stops owing.
@@ -110,6 +112,7 @@ impl Entry {
         desk.metrics.envelopes_pending.inc();
         let (via, ack) = match source {
             Source::Envelope(ack) => (Via::Envelope, Some(ack)),
+            Source::Repeat(ack) => (Via::Repeat, Some(ack)),
             Source::Log => (Via::Log, None),
             Source::Resume => (Via::Resume, None),
             Source::Lagging => (Via::Lagging, None),
@@ -136,6 +139,7 @@ impl Entry {
                 sends: 1,
                 sent: Instant::now(),
                 step: Step::default(),
+                asked: None,
             }),
             recorded: AtomicBool::new(false),
             sample,
@@ -158,7 +162,12 @@ impl Entry {
         if self.sample.is_some_and(|sample| sample.nth == nth) {
             self.sampled.store(connection.id.0.get(), Ordering::Relaxed);
         }
-        self.slow_path.lock().recipients.push(Arc::clone(connection));
+        let mut slow = self.slow_path.lock();
+        slow.recipients.push(Arc::clone(connection));
+        if self.via == Via::Resume {
+            // The fold knows who was there; who asked for it later, only we know.
+            slow.asked = Some(Recipient { user: connection.who.user, connection: connection.id });
+        }
     }
 
     /// When it was accepted, if it is measured at this connection and this is
@@ -335,9 +344,18 @@ impl Entry {
         self.recorded.load(Ordering::Acquire)
     }
 
+    /// Whether a connection that came back asked for it.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.via == Via::Resume
+    }
+
     /// What the ledger will say of it.
     pub(crate) fn outcome(&self) -> Outcome {
         let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        let (exceptions, to) = {
+            let slow = self.slow_path.lock();
+            (slow.exceptions.clone(), slow.asked)
+        };
         Outcome {
             app: self.app,
             room: self.room,
@@ -349,7 +367,8 @@ impl Entry {
             resent: read(&self.resent),
             given_up: read(&self.given_up),
             left: read(&self.left),
-            exceptions: self.slow_path.lock().exceptions.clone(),
+            exceptions,
+            to,
         }
     }
 }
@@ -358,6 +377,8 @@ impl Entry {
 pub(crate) enum Source {
     /// Its envelope: the queue delivers it again until this is acknowledged.
     Envelope(Ack),
+    /// Its envelope, for connections whose users had it elsewhere before: likewise.
+    Repeat(Ack),
     /// The log: the gateway's own timer sends it again.
     Log,
     /// The log, because a connection that came back asked for it: likewise.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use qiyu_nats::{
     Bus, Incarnation, chain,
     ledger::{BATCH_EXCEPTIONS_MAX, LedgerBatch, OUTCOMES_MAX},
+    record::Shelf,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -54,9 +55,13 @@ pub(crate) async fn record_settled(
                 () = &mut more => break,
             }
         }
-        number += 1;
-        if !write(&bus, &gateway, number, &batch, &stop).await {
-            return; // unrecorded, so unacknowledged: whoever takes the queue over sees to it
+        let (resumed, others): (Vec<Arc<Entry>>, Vec<Arc<Entry>>) =
+            batch.iter().cloned().partition(|entry| entry.is_resumed());
+        for (entries, shelf) in [(others, Shelf::Outcomes), (resumed, Shelf::Resumes)] {
+            number += 1;
+            if !entries.is_empty() && !write(&bus, &gateway, number, &entries, shelf, &stop).await {
+                return; // unrecorded, so unacknowledged: whoever takes the queue over sees to it
+            }
         }
         for entry in batch.drain(..) {
             entry.note_recorded();
@@ -76,17 +81,22 @@ async fn write(
     gateway: &Incarnation,
     number: u64,
     batch: &[Arc<Entry>],
+    shelf: Shelf,
     stop: &CancellationToken,
 ) -> bool {
     let outcomes = batch.iter().map(|entry| entry.outcome()).collect();
     let at_ms = qiyu_nats::now_ms();
     let record = LedgerBatch { gateway: gateway.clone(), at_ms, outcomes };
     let key = format!("led:{gateway}:{number}");
-    while let Err(error) = bus.record_outcomes(&gateway.id, &record, &key, RECORD_DEADLINE).await {
+    loop {
+        let stored = match shelf {
+            Shelf::Resumes => bus.record_resumes(&gateway.id, &record, &key, RECORD_DEADLINE).await,
+            _ => bus.record_outcomes(&gateway.id, &record, &key, RECORD_DEADLINE).await,
+        };
+        let Err(error) = stored else { return true };
         warn!(%gateway, error = %chain(&error), "outcomes not recorded yet, their envelopes stay unacknowledged");
         if stop.run_until_cancelled(tokio::time::sleep(RECORD_RETRY)).await.is_none() {
             return false;
         }
     }
-    true
 }

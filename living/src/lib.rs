@@ -21,6 +21,7 @@ mod database;
 mod find;
 mod flight;
 mod list;
+mod look;
 mod metrics;
 mod moderate;
 mod open;
@@ -38,6 +39,8 @@ mod standing;
 mod store;
 
 pub use cache::CacheError;
+pub use look::{OpenRow, RecordRow, Tables, look};
 pub use rebuild::{FactError, RebuildError, Rebuilt, rebuild};
+pub use room::Claim;
 pub use service::{Config, Living, StartError};
 pub use store::StoreError;

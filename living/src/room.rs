@@ -80,10 +80,11 @@ impl Room {
 
 /// What the bucket `anchors` holds: the one room an anchor has, or is about to have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Claim {
-    pub(crate) room: RoomId,
-    /// When it was claimed, by the claimer's clock.
-    pub(crate) at_ms: u64,
+pub struct Claim {
+    /// Which room.
+    pub room: RoomId,
+    /// When it was claimed, by the claimer's clock, ms since 1970.
+    pub at_ms: u64,
 }
 
 /// An anchor's key in the bucket `anchors`.

@@ -332,6 +332,34 @@ pub struct Members {
     pub has_next: bool,
 }
 
+/// What a partition's fold knows, by name and hash, asked of its owner
+/// ([`fold_of`]): for whoever has folded the same log and wants to compare.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SurveyFold {
+    /// What does not matter any more then is left out; ms since 1970.
+    pub at_ms: u64,
+    /// Only things above this one.
+    pub after: Option<String>,
+    /// How many, 1 to 10,000.
+    pub limit: u32,
+}
+
+impl Command for SurveyFold {
+    type Reply = FoldSurvey;
+    const VERB: &'static str = "survey";
+}
+
+/// Some of what a fold knows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FoldSurvey {
+    /// The sequence of the last event in the fold.
+    pub position: u64,
+    /// Name and hash of each thing, in order.
+    pub things: Vec<(String, u64)>,
+    /// Whether there are more above the last of these.
+    pub has_next: bool,
+}
+
 /// Close a room whose anchor has been gone for too long, as its fold's owner
 /// saw it. Asked of [`LIVING`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,8 +1,11 @@
-//! What became of each message at each gateway: `IM_LEDGER`.
+//! What became of each message: `IM_LEDGER`.
+//!
+//! The log says what was accepted; this says what followed: to which gateways
+//! an owner handed it, how it ended at each of them, and who read it later.
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{AppId, ConnId, Incarnation, MsgId, RoomId, UserId};
+use crate::id::{AppId, ConnId, Incarnation, MsgId, RoomId, UserId, WorkerId};
 
 /// Outcomes of one gateway, written together. Stored *before* the envelopes
 /// they settle are acknowledged, so a crash between repeats work and loses no record.
@@ -52,6 +55,18 @@ pub struct Outcome {
     pub left: u32,
     /// Who did not acknowledge, and why: at most [`EXCEPTIONS_MAX`], the counts are exact.
     pub exceptions: Vec<Exception>,
+    /// The one it was for. `None`: those whom the fold knows, or as older builds wrote it.
+    #[serde(default)]
+    pub to: Option<Recipient>,
+}
+
+/// A connection and its user.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// Whose.
+    pub user: UserId,
+    /// Which.
+    pub connection: ConnId,
 }
 
 /// Names kept per outcome. A room of thousands of silent clients must not
@@ -71,6 +86,9 @@ pub enum Via {
     /// By its envelope, for connections that had ignored several messages in a
     /// row: the envelope is not held up for them.
     Lagging,
+    /// By an envelope for connections whose users had it on another connection,
+    /// which ended before it acknowledged.
+    Repeat,
     /// A way newer than this build.
     #[serde(other)]
     Other,
@@ -102,4 +120,75 @@ pub enum Reason {
     /// A reason newer than this build.
     #[serde(other)]
     Other,
+}
+
+/// What the owners of one worker handed to gateways, written together.
+///
+/// Written behind the deliveries, which wait for nobody: of what a worker
+/// handed over in the last moments before a crash there may be no such line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HandoverBatch {
+    /// Who reports.
+    pub worker: WorkerId,
+    /// Which life of it, ms since 1970.
+    pub epoch: u64,
+    /// When, ms since 1970.
+    pub at_ms: u64,
+    /// At most [`OUTCOMES_MAX`].
+    pub handovers: Vec<Handover>,
+}
+
+/// One message on its way to one gateway.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Handover {
+    /// Which message.
+    pub msg_id: MsgId,
+    /// To which gateway. `None`: to none, because there was nobody to hear it.
+    pub to: Option<Incarnation>,
+    /// What became of it there.
+    pub how: How,
+    /// The event that asked for it: a login, a return, a takeover. `None`: the message itself.
+    pub because: Option<MsgId>,
+}
+
+/// How a message was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// It lies in the gateway's queue.
+    Stored,
+    /// The queue was full: the gateway reads it from the log.
+    Full,
+    /// The queue will never take it.
+    Refused,
+    /// There was nobody to hand it to.
+    Nobody,
+    /// A way newer than this build.
+    #[serde(other)]
+    Other,
+}
+
+/// Pages of messages that were read over HTTP, written together. For people:
+/// what cannot be written soon is dropped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReadBatch {
+    /// When, ms since 1970.
+    pub at_ms: u64,
+    /// At most [`OUTCOMES_MAX`].
+    pub pages: Vec<Page>,
+}
+
+/// One page that somebody read.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Page {
+    /// Where.
+    pub app: AppId,
+    /// By whom.
+    pub user: UserId,
+    /// The room whose history it is. `None`: what waits for the user.
+    pub room: Option<RoomId>,
+    /// Its oldest message.
+    pub first: MsgId,
+    /// Its newest. Everything of its kind in between was on it.
+    pub last: MsgId,
 }

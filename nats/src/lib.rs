@@ -41,6 +41,7 @@ pub mod origin;
 pub mod outbox;
 pub mod position;
 mod pull;
+pub mod record;
 pub mod server;
 pub mod service;
 pub mod snapshot;

@@ -237,6 +237,16 @@ impl Bus {
         filters: Vec<String>,
         from: From,
     ) -> Result<LogReader, ReadError> {
+        self.read_much(stream::IN, filters, from).await
+    }
+
+    /// As [`Bus::read_history`], of any stream.
+    pub(crate) async fn read_much(
+        &self,
+        stream: &str,
+        filters: Vec<String>,
+        from: From,
+    ) -> Result<LogReader, ReadError> {
         let deliver_policy = match from {
             From::After(seq) => DeliverPolicy::ByStartSequence { start_sequence: seq + 1 },
             From::At { unix_ms } => {
@@ -246,7 +256,8 @@ impl Bus {
                 DeliverPolicy::ByStartTime { start_time }
             }
         };
-        self.open_reader(filters, deliver_policy, None, HISTORY_BATCH, HISTORY_SILENCE).await
+        self.open_reader(stream, filters, deliver_policy, None, HISTORY_BATCH, HISTORY_SILENCE)
+            .await
     }
 
     /// Reads the log from `after` on: what matches any of `filters`, in log order.
@@ -265,11 +276,12 @@ impl Bus {
         name: Option<String>,
     ) -> Result<LogReader, ReadError> {
         let start = DeliverPolicy::ByStartSequence { start_sequence: after + 1 };
-        self.open_reader(filters, start, name, BATCH, READ_SILENCE).await
+        self.open_reader(stream::IN, filters, start, name, BATCH, READ_SILENCE).await
     }
 
     async fn open_reader(
         &self,
+        stream: &str,
         filters: Vec<String>,
         deliver_policy: DeliverPolicy,
         name: Option<String>,
@@ -277,7 +289,7 @@ impl Bus {
         silence: Duration,
     ) -> Result<LogReader, ReadError> {
         let open = |source| ReadError::Open { source };
-        let log = self.consume.get_stream_no_info(stream::IN).await;
+        let log = self.consume.get_stream_no_info(stream).await;
         let log = log.map_err(|error| open(error.into()))?;
         let creating = log.create_consumer(pull::Config {
             name,

@@ -3,7 +3,7 @@
 //! The consumer is the retry clock: what is not acknowledged within `ack_wait`
 //! is delivered again, and the gateway decides what a further delivery means.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use async_nats::{
     Subject,
@@ -11,6 +11,7 @@ use async_nats::{
         consumer::{AckPolicy, DeliverPolicy, pull},
         context::PublishAckFuture,
         message::PublishMessage,
+        stream::DirectGetErrorKind,
     },
 };
 use bytes::Bytes;
@@ -22,9 +23,8 @@ use crate::{
     bus::{self, Bus},
     chain, codec,
     envelope::Envelope,
-    id::{GatewayId, Incarnation, MsgId},
-    ledger::LedgerBatch,
-    log::{AppendError, Condition, on_trail},
+    id::{Incarnation, MsgId},
+    log::on_trail,
     pull::{BATCH, Pulling},
     stream, subject,
     trail::Trail,
@@ -198,6 +198,41 @@ impl Bus {
         Ok(Abandoned { gateway: gateway.clone(), name, consumer })
     }
 
+    /// The messages whose envelopes lie in a gateway's queue, in no hands or in
+    /// its own; `max` of them at most. Nothing is taken out.
+    ///
+    /// # Errors
+    ///
+    /// When NATS does not answer.
+    pub async fn queued(
+        &self,
+        gateway: &Incarnation,
+        max: usize,
+    ) -> Result<HashSet<MsgId>, OutboxError> {
+        let fail = |source: async_nats::Error| OutboxError {
+            attempt: "look into",
+            gateway: gateway.clone(),
+            source,
+        };
+        let out = self.control.get_stream_no_info(stream::OUT).await;
+        let out = out.map_err(|error| fail(error.into()))?;
+        let (subject, mut next) = (subject::outbox(gateway), 1);
+        let mut found = HashSet::new();
+        while found.len() < max {
+            // A queue has one consumer, so it is read message by message.
+            match out.direct_get_next_for_subject(subject.as_str(), Some(next)).await {
+                Ok(message) => {
+                    next = message.sequence + 1;
+                    let envelope = codec::decode::<Envelope>(&message.payload).ok();
+                    found.extend(envelope.and_then(|envelope| envelope.msg_id()));
+                }
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => break,
+                Err(error) => return Err(fail(error.into())),
+            }
+        }
+        Ok(found)
+    }
+
     /// Starts storing an envelope. The returned future is its PubAck.
     ///
     /// # Errors
@@ -218,26 +253,6 @@ impl Bus {
             Ok(ack) => Ok(HandoverAck(ack)),
             Err(error) => Err(HandoverError::from(error)),
         }
-    }
-
-    /// Stores outcomes. Before their envelopes are acknowledged.
-    ///
-    /// # Errors
-    ///
-    /// As [`Bus::append`].
-    pub async fn record_outcomes(
-        &self,
-        gateway: &GatewayId,
-        batch: &LedgerBatch,
-        key: &str,
-        deadline: Duration,
-    ) -> Result<(), AppendError> {
-        let subject = subject::ledger(gateway);
-        let payload = codec::encode(batch).map_err(|error| AppendError::Refused {
-            subject: subject.clone(),
-            source: error.into(),
-        })?;
-        self.publish_stored(subject, payload, key, Condition::Any, deadline).await.map(drop)
     }
 }
 

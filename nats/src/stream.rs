@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `IM_IN` | gateways (messages, members, sessions), living (opened, closed, measures), presence (gone); in a sandbox `qiyu replay --into` | the log |
 //! | `IM_OUT` | the partition's owner | envelopes waiting for a gateway |
-//! | `IM_LEDGER` | each gateway | outcomes |
+//! | `IM_LEDGER` | each gateway (outcomes), each worker (hand-overs), api (pages read), by subject | what became of messages |
 //! | `IM_SNAP` | the partition's owner | snapshots of the fold |
 //! | `IM_INBOX` | the partition's owner | 1:1 messages waiting longer than the log lasts |
 //! | `IM_EVT` | the partition's owner | facts derived by the fold |

@@ -1,7 +1,7 @@
 //! Every subject, in one place. Built from parsed ids only, so no input can
 //! put a dot or a wildcard where it does not belong.
 
-use crate::id::{AppId, GatewayId, Incarnation, Partition, RoomId, UserId};
+use crate::id::{AppId, GatewayId, Incarnation, Partition, RoomId, UserId, WorkerId};
 
 /// Everything in one partition of the log.
 pub fn partition(partition: Partition) -> String {
@@ -149,6 +149,27 @@ pub fn outbox(gateway: &Incarnation) -> String {
 pub fn ledger(gateway: &GatewayId) -> String {
     format!("im.ledger.{gateway}")
 }
+
+/// Outcomes of what a resume brought. Apart, because they may come a day after
+/// their message: whoever looks for one need not read everything in between.
+pub fn ledger_resumes(gateway: &GatewayId) -> String {
+    format!("im.ledger.{gateway}.resumes")
+}
+
+/// What the owners of one worker handed to gateways.
+pub fn ledger_handovers(worker: &WorkerId) -> String {
+    format!("im.ledger.{worker}.handovers")
+}
+
+/// What was read over HTTP.
+pub const LEDGER_READS: &str = "im.ledger.api.reads";
+
+/// Every gateway's outcomes.
+pub const ANY_OUTCOMES: &str = "im.ledger.*";
+/// Every gateway's outcomes of resumes.
+pub const ANY_RESUMES: &str = "im.ledger.*.resumes";
+/// Every worker's hand-overs.
+pub const ANY_HANDOVERS: &str = "im.ledger.*.handovers";
 
 /// 1:1 messages waiting for one user.
 pub fn inbox(app: AppId, user: UserId) -> String {

@@ -16,7 +16,10 @@ use qiyu_nats::{
     event::{Ending, Event, MemberChange, Record, Sender, SessionChange, UnackedMessage, VERSION},
     fact::UserFact,
     inbox::Kept,
-    ledger::{Exception, LedgerBatch, Outcome, Reason, Via},
+    ledger::{
+        Exception, Handover, HandoverBatch, How, LedgerBatch, Outcome, Page, ReadBatch, Reason,
+        Recipient, Via,
+    },
     measure::{Measure, MeasureEntry, Taken},
     position::{Claim, Position},
     room::{RoomCounts, RoomEntry},
@@ -232,6 +235,14 @@ samples! { ways: Via unless Other {
     Log {}
     Resume {}
     Lagging {}
+    Repeat {}
+}}
+
+samples! { hows: How unless Other {
+    Stored {}
+    Full {}
+    Refused {}
+    Nobody {}
 }}
 
 samples! { reasons: Reason unless Other {
@@ -257,6 +268,20 @@ fn structs() -> Vec<Sample> {
         given_up: 1,
         left: 1,
         exceptions: vec![exception],
+        to: None,
+    };
+    let handover = Handover {
+        msg_id: MsgId::at(9),
+        to: Some(gateway()),
+        how: How::Stored,
+        because: Some(MsgId::at(11)),
+    };
+    let page = Page {
+        app: app(),
+        user: large_user(),
+        room: Some(room()),
+        first: MsgId::at(3),
+        last: MsgId::at(9),
     };
     let claim = Claim { worker: "w-1".parse().unwrap(), epoch: 1_700_000_000_000 };
     vec![
@@ -271,6 +296,22 @@ fn structs() -> Vec<Sample> {
         sample(
             "LedgerBatch",
             LedgerBatch { gateway: gateway(), at_ms: 1_700_000_000_000, outcomes: vec![outcome] },
+        ),
+        sample(
+            "HandoverBatch",
+            HandoverBatch {
+                worker: "w-1".parse().unwrap(),
+                epoch: 1_700_000_000_000,
+                at_ms: 1_700_000_000_000,
+                handovers: vec![
+                    handover.clone(),
+                    Handover { to: None, how: How::Nobody, because: None, ..handover },
+                ],
+            },
+        ),
+        sample(
+            "ReadBatch",
+            ReadBatch { at_ms: 1_700_000_000_000, pages: vec![page, Page { room: None, ..page }] },
         ),
         sample(
             "UserFact",
@@ -316,6 +357,21 @@ fn structs() -> Vec<Sample> {
 /// Shapes that were shipped after the first of their kind: what a variant got
 /// later is not in its first sample. Named `<first>-<what came>`.
 fn later_shapes() -> Vec<Sample> {
+    let recipient = Recipient { user: large_user(), connection: connection(7) };
+    let outcome = Outcome {
+        app: app(),
+        room: Some(room()),
+        msg_id: MsgId::at(9),
+        via: Via::Resume,
+        resolved: 1,
+        written: 1,
+        acknowledged: 1,
+        resent: 0,
+        given_up: 0,
+        left: 0,
+        exceptions: Vec::new(),
+        to: Some(recipient),
+    };
     let by_the_server = Sender {
         user: None,
         gateway: None,
@@ -398,6 +454,7 @@ fn later_shapes() -> Vec<Sample> {
                 to: vec![connection(1)],
             },
         ),
+        sample("Outcome-to", outcome),
         sample("Event-RoomClosed-counted", closed),
         sample("RoomCounts-peak", RoomCounts { watch_num: 3, good_num: 0, peak: Some(5) }),
     ]
@@ -412,6 +469,7 @@ fn all() -> Vec<Sample> {
         measures(),
         envelopes(),
         ways(),
+        hows(),
         reasons(),
         structs(),
         later_shapes(),
@@ -485,6 +543,7 @@ fn a_kind_of_the_future_is_unknown() {
     assert_eq!(codec::decode::<Measure>(&word).unwrap(), Measure::Unknown);
     assert_eq!(codec::decode::<Via>(&word).unwrap(), Via::Other);
     assert_eq!(codec::decode::<Reason>(&word).unwrap(), Reason::Other);
+    assert_eq!(codec::decode::<How>(&word).unwrap(), How::Other);
 }
 
 fn told(sample: &Sample, which: &str, bytes: &[u8]) -> Option<String> {

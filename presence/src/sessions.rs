@@ -4,7 +4,7 @@
 //! events. An entry counts only while its gateway's lease has the same epoch,
 //! so what a dead gateway leaves behind is void without anybody's help.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use qiyu_nats::{
     AppId, Bus, ConnId, Incarnation, RoomId, UserId,
@@ -91,6 +91,24 @@ impl Sessions {
         let slot = slot.map_err(|source| SessionError { user, source })?;
         let sessions = decoded(slot.value.as_deref());
         Ok(sessions.iter().any(|session| self.gateways.is_live(&session.gateway)))
+    }
+
+    /// Everybody's sessions on living gateways.
+    ///
+    /// # Errors
+    ///
+    /// When the bucket does not answer.
+    pub async fn all(&self) -> Result<HashMap<(AppId, UserId), Vec<Session>>, BucketError> {
+        let mut everybody = HashMap::new();
+        for (key, slot) in self.bucket.list().await? {
+            let Some((app, user)) = parse_key(&key) else { continue };
+            let mut sessions = decoded(slot.value.as_deref());
+            sessions.retain(|session| self.gateways.is_live(&session.gateway));
+            if !sessions.is_empty() {
+                everybody.insert((app, user), sessions);
+            }
+        }
+        Ok(everybody)
     }
 
     /// Adds `session`, or writes it anew. Returns the sessions it took the place of.
@@ -191,6 +209,11 @@ fn same(a: &Session, b: &Session) -> bool {
 
 fn key(app: AppId, user: UserId) -> String {
     format!("{app}.{user}")
+}
+
+fn parse_key(key: &str) -> Option<(AppId, UserId)> {
+    let (app, user) = key.split_once('.')?;
+    Some((app.parse().ok()?, user.parse().ok()?))
 }
 
 /// What cannot be read counts as nothing: it is a cache of what the log knows.

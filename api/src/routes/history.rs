@@ -7,6 +7,7 @@ use qiyu_nats::{
     AppId, MsgId, RoomId,
     bucket::BucketError,
     event::Event,
+    ledger::Page,
     log::{LogEntry, ReadError},
     room,
     stream::BucketName,
@@ -49,10 +50,14 @@ pub(crate) async fn history(
     // One more than asked for tells whether there is a further page.
     let found = edge.bus.read_back(&subject, before, limit + 1, is_chat).await.map_err(unread)?;
     let has_next = limit < found.len();
-    let list = found
-        .into_iter()
-        .skip(usize::from(has_next))
-        .filter_map(|entry| chat_of(&entry))
+    let page = &found[usize::from(has_next)..];
+    if let (Some(first), Some(last)) = (page.first(), page.last()) {
+        let (app, user, room) = (edge.app, who.user, Some(room));
+        edge.reads.note(Page { app, user, room, first: first.msg_id(), last: last.msg_id() });
+    }
+    let list = page
+        .iter()
+        .filter_map(chat_of)
         .map(|(app, msg_id, data)| Message::new(app, who.user, CHAT, data, msg_id))
         .collect();
     Ok(Answer(MessagePage { list, has_next }))

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::{MsgId, Partition, command::ListWaiting};
+use qiyu_nats::{MsgId, Partition, command::ListWaiting, ledger::Page};
 use tracing::warn;
 
 use crate::{
@@ -42,6 +42,10 @@ pub(crate) async fn offline_pull(
         warn!(%user, error = &error as &dyn std::error::Error, "waiting messages not read");
         Refused::system()
     })?;
+    if let (Some(first), Some(last)) = (waiting.messages.first(), waiting.messages.last()) {
+        let (first, last) = (first.msg_id, last.msg_id);
+        edge.reads.note(Page { app, user, room: None, first, last });
+    }
     let list = waiting
         .messages
         .into_iter()

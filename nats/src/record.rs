@@ -1,0 +1,194 @@
+//! The ledger, written and read: what became of messages.
+
+use std::time::Duration;
+
+use tracing::debug;
+
+use crate::{
+    bus::Bus,
+    chain, codec,
+    id::{GatewayId, WorkerId},
+    ledger::{HandoverBatch, LedgerBatch, ReadBatch},
+    log::{AppendError, Condition, From, LogReader, ReadError},
+    stream, subject,
+};
+
+/// What of the ledger is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    /// How messages ended at gateways, but for resumes.
+    Outcomes,
+    /// How messages that a resume brought ended.
+    Resumes,
+    /// What fan-out handed to gateways.
+    Handovers,
+    /// What was read over HTTP.
+    Reads,
+}
+
+impl Shelf {
+    fn filter(self) -> String {
+        let filter = match self {
+            Self::Outcomes => subject::ANY_OUTCOMES,
+            Self::Resumes => subject::ANY_RESUMES,
+            Self::Handovers => subject::ANY_HANDOVERS,
+            Self::Reads => subject::LEDGER_READS,
+        };
+        filter.to_owned()
+    }
+}
+
+/// One entry of the ledger.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LedgerEntry {
+    /// When it was stored, by the server's clock, ms since 1970.
+    pub stored_ms: u64,
+    /// What it says.
+    pub page: LedgerPage,
+}
+
+/// What an entry of the ledger says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LedgerPage {
+    /// Of [`Shelf::Outcomes`] and [`Shelf::Resumes`].
+    Outcomes(LedgerBatch),
+    /// Of [`Shelf::Handovers`].
+    Handovers(HandoverBatch),
+    /// Of [`Shelf::Reads`].
+    Reads(ReadBatch),
+}
+
+impl Bus {
+    /// Stores outcomes. Before their envelopes are acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::append`].
+    pub async fn record_outcomes(
+        &self,
+        gateway: &GatewayId,
+        batch: &LedgerBatch,
+        key: &str,
+        deadline: Duration,
+    ) -> Result<(), AppendError> {
+        self.record(subject::ledger(gateway), batch, key, deadline).await
+    }
+
+    /// Stores outcomes of what resumes brought.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::append`].
+    pub async fn record_resumes(
+        &self,
+        gateway: &GatewayId,
+        batch: &LedgerBatch,
+        key: &str,
+        deadline: Duration,
+    ) -> Result<(), AppendError> {
+        self.record(subject::ledger_resumes(gateway), batch, key, deadline).await
+    }
+
+    /// Stores what a worker handed over.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::append`].
+    pub async fn record_handovers(
+        &self,
+        worker: &WorkerId,
+        batch: &HandoverBatch,
+        key: &str,
+        deadline: Duration,
+    ) -> Result<(), AppendError> {
+        self.record(subject::ledger_handovers(worker), batch, key, deadline).await
+    }
+
+    /// Stores what was read over HTTP.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bus::append`].
+    pub async fn record_reads(
+        &self,
+        batch: &ReadBatch,
+        key: &str,
+        deadline: Duration,
+    ) -> Result<(), AppendError> {
+        self.record(subject::LEDGER_READS.to_owned(), batch, key, deadline).await
+    }
+
+    async fn record<T: serde::Serialize>(
+        &self,
+        subject: String,
+        batch: &T,
+        key: &str,
+        deadline: Duration,
+    ) -> Result<(), AppendError> {
+        let payload = codec::encode(batch).map_err(|error| AppendError::Refused {
+            subject: subject.clone(),
+            source: error.into(),
+        })?;
+        self.publish_stored(subject, payload, key, Condition::Any, deadline).await.map(drop)
+    }
+
+    /// Reads what was stored on some shelves of the ledger at `from_ms` (ms
+    /// since 1970, by the server's clock) or later, up to where it ends now.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`].
+    pub async fn read_ledger(
+        &self,
+        shelves: &[Shelf],
+        from_ms: u64,
+    ) -> Result<LedgerReader, ReadError> {
+        let filters = shelves.iter().map(|shelf| shelf.filter()).collect();
+        let reader = self.read_much(stream::LEDGER, filters, From::At { unix_ms: from_ms }).await?;
+        let left = reader.pending_at_start();
+        Ok(LedgerReader { reader, left })
+    }
+}
+
+/// How long the next entry may take.
+const NEXT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// An open reading of the ledger.
+pub struct LedgerReader {
+    reader: LogReader,
+    left: u64,
+}
+
+impl LedgerReader {
+    /// The next entry; `None` at what was the end when the reading was opened.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]: this reader is finished, open another one.
+    pub async fn next(&mut self) -> Result<Option<LedgerEntry>, ReadError> {
+        while 0 < self.left {
+            let entry = tokio::time::timeout(NEXT_PATIENCE, self.reader.next()).await;
+            let entry = entry.map_err(|_| ReadError::Silent)??;
+            self.left = entry.pending.min(self.left - 1);
+            let page = if entry.subject.ends_with(".handovers") {
+                codec::decode(&entry.payload).map(LedgerPage::Handovers)
+            } else if entry.subject.ends_with(".reads") {
+                codec::decode(&entry.payload).map(LedgerPage::Reads)
+            } else {
+                codec::decode(&entry.payload).map(LedgerPage::Outcomes)
+            };
+            match page {
+                Ok(page) => return Ok(Some(LedgerEntry { stored_ms: entry.written_ms, page })),
+                Err(error) => {
+                    debug!(seq = entry.seq, error = %chain(&error), "entry of the ledger passed over");
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends the reading.
+    pub async fn close(self) {
+        self.reader.close().await;
+    }
+}
