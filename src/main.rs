@@ -11,6 +11,7 @@ mod replay;
 mod run;
 mod settings;
 mod top;
+mod trace;
 mod traces;
 mod up;
 
@@ -107,6 +108,10 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
         "settings" => {
             say(&markdown());
             Ok(())
+        }
+        "trace" => {
+            reach::step_back();
+            main_thread(async |_| Box::pin(trace::run(arguments, settings)).await)
         }
         "fetch-nats" => {
             let found = server::find(settings.nats_server.as_deref(), &mut note)?;
@@ -249,6 +254,7 @@ fn command() -> Command {
         .subcommand(Command::new("top").about("Show who is at work in a running system").arg(once))
         .subcommand(Command::new("run").about("Run some roles on an existing NATS").arg(roles))
         .subcommand(replay::command())
+        .subcommand(trace::command())
         .subcommand(
             Command::new("rebuild")
                 .about("Make the tables about rooms anew from the log; the system may run"),

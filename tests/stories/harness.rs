@@ -21,7 +21,7 @@ mod wait;
 mod wire;
 mod ws;
 
-pub(crate) use bus::Nats;
+pub(crate) use bus::{Nats, packed};
 pub(crate) use http::{Answer, How, Reply, Request, percent};
 pub(crate) use nats_server::NatsServer;
 pub(crate) use person::{APP, Person, Room};

@@ -30,5 +30,6 @@ mod rooms;
 mod server;
 mod storage;
 mod talk;
+mod trace;
 mod upgrade;
 mod users;

@@ -176,14 +176,24 @@ impl Nats {
         answer["duplicate"] == true
     }
 
+    /// Publishes bytes and waits for the answer: a stream's, or a service's.
+    pub(crate) async fn commands(&mut self, subject: &str, payload: &[u8]) -> Vec<u8> {
+        self.exchange_bytes(subject, payload).await.1
+    }
+
     async fn asks(&mut self, subject: &str, payload: &str) -> Vec<u8> {
         self.exchange(subject, payload).await.1
     }
 
     /// The headers and the body of the answer.
     async fn exchange(&mut self, subject: &str, payload: &str) -> (String, Vec<u8>) {
-        let length = payload.len();
-        self.says(&format!("PUB {subject} _INBOX.story {length}\r\n{payload}\r\n")).await;
+        self.exchange_bytes(subject, payload.as_bytes()).await
+    }
+
+    async fn exchange_bytes(&mut self, subject: &str, payload: &[u8]) -> (String, Vec<u8>) {
+        let head = format!("PUB {subject} _INBOX.story {}\r\n", payload.len());
+        let frame = [head.as_bytes(), payload, b"\r\n"].concat();
+        self.0.get_mut().write_all(&frame).await.expect("NATS hears");
         self.answer().await
     }
 
@@ -216,5 +226,43 @@ impl Nats {
         let mut line = String::new();
         self.0.read_line(&mut line).await.expect("NATS answers");
         line
+    }
+}
+
+/// A value in MessagePack, as services and buckets speak it. Written out here,
+/// because nothing of the system's own code may be used.
+pub(crate) fn packed(value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    pack(value, &mut out);
+    out
+}
+
+fn pack(value: &Value, out: &mut Vec<u8>) {
+    let length = |n: usize| u16::try_from(n).expect("short").to_be_bytes();
+    match value {
+        Value::Null => out.push(0xc0),
+        Value::Bool(yes) => out.push(if *yes { 0xc3 } else { 0xc2 }),
+        Value::Number(number) => {
+            out.push(0xcf);
+            out.extend(number.as_u64().expect("a whole number").to_be_bytes());
+        }
+        Value::String(text) => {
+            out.push(0xda);
+            out.extend(length(text.len()));
+            out.extend(text.as_bytes());
+        }
+        Value::Array(items) => {
+            out.push(0xdc);
+            out.extend(length(items.len()));
+            items.iter().for_each(|item| pack(item, out));
+        }
+        Value::Object(fields) => {
+            out.push(0xde);
+            out.extend(length(fields.len()));
+            for (name, field) in fields {
+                pack(&Value::String(name.clone()), out);
+                pack(field, out);
+            }
+        }
     }
 }

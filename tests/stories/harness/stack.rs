@@ -278,6 +278,15 @@ impl Stack {
         self.site.keeps_secret(secret);
     }
 
+    /// Runs `qiyu <args>` on this system and returns everything it said, and how it ended.
+    pub(crate) async fn command(&self, args: &[&str]) -> std::process::Output {
+        let data = self.data_dir();
+        let url = (!self.nats.is_empty()).then(|| self.nats_url());
+        let mut lead = vec![("QIYU_DATA_DIR", data.as_str())];
+        lead.extend(url.as_ref().map(|url| ("QIYU_NATS_URL", url.as_str())));
+        run_to_end(args, &lead).await
+    }
+
     /// Everything logged so far.
     pub(crate) fn log(&self) -> String {
         self.parts.iter().map(|part| part.process.log()).collect()

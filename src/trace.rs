@@ -1,0 +1,77 @@
+//! `qiyu trace`: one message's life, from the record alone.
+//!
+//! The log says what was accepted and who was there; the ledger says what
+//! followed. Nothing is asked of a running service, so it works after any
+//! restart, and on a system that does not run.
+
+mod after;
+mod ledger;
+mod life;
+mod print;
+mod verdict;
+
+use anyhow::Context as _;
+use clap::{Arg, ArgMatches, Command};
+use qiyu_nats::{MsgId, UserId};
+use serde_json::json;
+
+use self::life::Life;
+pub(crate) use self::print::moment;
+use crate::{reach::Reached, run::say, settings::Settings};
+
+/// How the answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Pretty,
+    Json,
+}
+
+/// `qiyu trace` on the command line.
+pub(crate) fn command() -> Command {
+    let msg_id = Arg::new("msg-id")
+        .value_name("MSGID")
+        .help("The message: what its receipt and every copy of it name")
+        .required(true)
+        .value_parser(|text: &str| text.parse::<MsgId>());
+    let user = Arg::new("user")
+        .long("user")
+        .value_name("USERID")
+        .help("Say in one sentence whether this user got it, and if not why not")
+        .value_parser(|text: &str| text.parse::<UserId>());
+    let format = Arg::new("format")
+        .long("format")
+        .value_name("FORMAT")
+        .help("pretty or json")
+        .default_value("pretty")
+        .value_parser(["pretty", "json"]);
+    Command::new("trace")
+        .about("Tell a message's life from the record: accepted, handed over, acknowledged by whom")
+        .args([msg_id, user, format])
+}
+
+/// Tells what is known of the message named on the command line.
+pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+    let msg_id = *arguments.get_one::<MsgId>("msg-id").context("which message?")?;
+    let user = arguments.get_one::<UserId>("user").copied();
+    let format = match arguments.get_one::<String>("format").map(String::as_str) {
+        Some("json") => Format::Json,
+        _ => Format::Pretty,
+    };
+    let reached = Reached::reach(settings).await?;
+    let life = Life::read(&reached.bus, msg_id, user).await;
+    reached.leave().await;
+    let life = life?;
+    let sentence = user.map(|user| verdict::of(&life, user));
+    match (format, sentence) {
+        (Format::Json, sentence) => {
+            let mut told = serde_json::to_value(&life).context("write what was found as JSON")?;
+            if let (Some(sentence), Some(told)) = (sentence, told.as_object_mut()) {
+                told.insert("user".to_owned(), json!({ "id": user, "answer": sentence }));
+            }
+            say(&told.to_string());
+        }
+        (Format::Pretty, Some(sentence)) => say(&sentence),
+        (Format::Pretty, None) => say(&print::pretty(&life)),
+    }
+    Ok(())
+}

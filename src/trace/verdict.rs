@@ -1,0 +1,564 @@
+//! "Did they get it, and if not why not": one sentence about one user.
+
+use qiyu_nats::{
+    ConnId, Incarnation, UserId,
+    ledger::{How, Reason, Via},
+};
+
+use super::{
+    ledger::answers,
+    life::{Because, Direction, Dispatch, Fate, Hearer, Life, Settled, Way, What},
+    print::moment,
+};
+
+/// What became of the message at one connection.
+#[derive(Clone, Debug, PartialEq)]
+enum End {
+    /// At the latest then.
+    Acknowledged {
+        by_ms: u64,
+    },
+    GivenUp {
+        at_ms: u64,
+    },
+    /// Written once; it had ignored several before.
+    Lagging,
+    /// The connection ended first.
+    Left,
+    /// It had ended before the message arrived.
+    LeftBefore,
+    /// The gateway died with that knowledge.
+    GatewayDied {
+        at_ms: u64,
+    },
+    /// More did not acknowledge than are named.
+    NotNamed {
+        unnamed: u64,
+        of: u64,
+    },
+    /// Handed over, and nothing reported since.
+    Open,
+    /// Not even handed over, as far as the record goes.
+    NotHandedOver,
+}
+
+/// The sentence.
+pub(super) fn of(life: &Life, user: UserId) -> String {
+    let (first, later) = (main_clause(life, user), later(life, user));
+    let first = match (later.acknowledged, first.split_once(": ")) {
+        (true, Some((verdict, why))) if verdict != "Yes" => format!("Yes, later: {why}"),
+        _ => first,
+    };
+    format!("{first}{}.", later.words)
+}
+
+fn main_clause(life: &Life, user: UserId) -> String {
+    if let What::Whispered { to, .. } = life.what
+        && to != user
+    {
+        return format!("No: it was written to user {to} alone, not to user {user}");
+    }
+    match life.fate {
+        Fate::Repeated { first } => {
+            return format!(
+                "No: its sender had given the same clientMsgId to {first} before, which was \
+                 delivered instead; ask about that one"
+            );
+        }
+        Fate::RoomClosed { closed } => {
+            return format!(
+                "No: the room had been closed before (at {closed}); such a message is kept and \
+                 delivered to nobody"
+            );
+        }
+        Fate::Delivered | Fate::Unheard => {}
+    }
+    let by_them = life.sender.as_ref().is_some_and(|sender| sender.user == Some(user));
+    if let (What::Said { .. }, true) = (life.what, by_them) {
+        return format!("User {user} said it: who speaks hears a receipt and no copy");
+    }
+    if let What::Whispered { .. } = life.what {
+        return about_whisper(life, user);
+    }
+    let theirs: Vec<&Hearer> = life.audience.iter().filter(|hearer| hearer.user == user).collect();
+    if theirs.is_empty() {
+        return absent(life, user);
+    }
+    let first = life.dispatches.iter().filter(|dispatch| dispatch.because == Because::Said);
+    let first: Vec<&Dispatch> = first.collect();
+    let ends = theirs.iter().map(|hearer| {
+        let dispatch = first.iter().find(|dispatch| dispatch.to == hearer.gateway).copied();
+        (*hearer, end_of(life, dispatch, &hearer.gateway, hearer.connection))
+    });
+    best(ends.collect(), user)
+}
+
+/// Of several connections the one with the best news.
+fn best(ends: Vec<(&Hearer, End)>, user: UserId) -> String {
+    let rank = |end: &End| match end {
+        End::Acknowledged { .. } => 0,
+        End::Open => 1,
+        End::GatewayDied { .. } => 2,
+        End::NotNamed { .. } => 3,
+        End::Lagging => 4,
+        End::GivenUp { .. } => 5,
+        End::Left => 6,
+        End::LeftBefore => 7,
+        End::NotHandedOver => 8,
+    };
+    let devices = ends.len();
+    let Some((hearer, end)) = ends.into_iter().min_by_key(|(_, end)| rank(end)) else {
+        return format!("The record knows no connection of user {user} it was for");
+    };
+    let (gateway, connection) = (&hearer.gateway, hearer.connection);
+    let on = format!("on connection {connection} of gateway {gateway}");
+    let of_several = match devices {
+        1 => String::new(),
+        devices => format!(" (the best of their {devices} connections)"),
+    };
+    match end {
+        End::Acknowledged { by_ms } => {
+            format!("Yes: user {user} acknowledged it {on}{of_several}, by {}", moment(by_ms))
+        }
+        End::GivenUp { at_ms } => format!(
+            "No: it was sent to user {user} {on}{of_several} as often as allowed and never \
+             acknowledged; given up by {}",
+            moment(at_ms)
+        ),
+        End::Lagging => format!(
+            "Probably not: it was written to user {user} {on}{of_several}, which had ignored \
+             several messages in a row and was not counted on; it was not acknowledged in time"
+        ),
+        End::Left => format!(
+            "Not on that connection: user {user} left before acknowledging it {on}{of_several}"
+        ),
+        End::LeftBefore => format!(
+            "No: user {user} had gone from connection {connection} of gateway \
+             {gateway}{of_several} before it arrived there"
+        ),
+        End::GatewayDied { at_ms } => format!(
+            "The record cannot tell: user {user} was in the room {on}{of_several}, and that \
+             gateway died at {} with the knowledge of who had acknowledged what",
+            moment(at_ms)
+        ),
+        End::NotNamed { unnamed, of } => format!(
+            "The record cannot tell: user {user} was in the room {on}{of_several}, where {of} \
+             did not acknowledge it, of whom {unnamed} are not named"
+        ),
+        End::Open => format!(
+            "Not known yet: it was handed to user {user} {on}{of_several}, and the gateway has \
+             reported no outcome"
+        ),
+        End::NotHandedOver => format!(
+            "Not as far as the record goes: user {user} was in the room {on}{of_several}, and \
+             nothing tells that the message was handed to that gateway"
+        ),
+    }
+}
+
+fn absent(life: &Life, user: UserId) -> String {
+    let mut sentence = format!("No: user {user} was not in the room at that moment");
+    let about = life.about.as_ref();
+    let measures = about.and_then(|about| about.measures.as_ref());
+    match about.and_then(|about| about.before.as_ref()) {
+        Some(step) if step.direction == Direction::Left => {
+            sentence += &format!("; they had left it at {}", moment(step.at_ms));
+        }
+        Some(step) => {
+            sentence += &format!(
+                "; they had entered it at {}, on a gateway that was gone by then",
+                moment(step.at_ms)
+            );
+        }
+        None => sentence += "; as far as the log reaches they had never been",
+    }
+    if let Some(kick) = measures.and_then(|entry| entry.kick.as_ref()) {
+        sentence += &format!(", shown out at {}", moment(kick.at_ms));
+    }
+    if measures.is_some_and(|entry| entry.is_banned(life.accepted_ms)) {
+        sentence += ", and banned from it";
+    }
+    if let Some(step) = about.and_then(|about| about.after.as_ref()) {
+        sentence += &format!("; they entered at {}", moment(step.at_ms));
+    }
+    sentence
+}
+
+fn about_whisper(life: &Life, user: UserId) -> String {
+    if let Some(taken) = &life.taken {
+        let after = match life.dispatches.iter().any(|d| d.because == Because::Said) {
+            true => "",
+            false => "; they were away when it was written, and it waited for them",
+        };
+        return format!(
+            "Yes: user {user} acknowledged it on gateway {} at {}{after}",
+            taken.gateway,
+            moment(taken.at_ms)
+        );
+    }
+    let since = moment(life.stored_ms);
+    match life.dispatches.last() {
+        None => format!(
+            "Not yet: it waits for user {user} since {since}; they have not logged in since then"
+        ),
+        Some(dispatch) => {
+            let connection = dispatch.connections.first().map(|(connection, _)| *connection);
+            let how = connection.map(|connection| {
+                match end_of(life, Some(dispatch), &dispatch.to, connection) {
+                    End::GivenUp { .. } => "where it was sent as often as allowed".to_owned(),
+                    End::Left => "which ended before it acknowledged".to_owned(),
+                    End::GatewayDied { at_ms } => {
+                        format!("which died at {} with that knowledge", moment(at_ms))
+                    }
+                    End::Acknowledged { .. } => {
+                        "which settled it; that it was read is not in the log yet".to_owned()
+                    }
+                    _ => "which has not reported an outcome".to_owned(),
+                }
+            });
+            format!(
+                "Not yet: it waits for user {user} since {since}; it was last sent at {} to \
+                 gateway {}, {}",
+                moment(dispatch.at_ms),
+                dispatch.to,
+                how.unwrap_or_default()
+            )
+        }
+    }
+}
+
+/// How it ended for one connection that `dispatch` was for.
+fn end_of(
+    life: &Life,
+    dispatch: Option<&Dispatch>,
+    gateway: &Incarnation,
+    connection: ConnId,
+) -> End {
+    let Some(dispatch) = dispatch else { return End::NotHandedOver };
+    let at_gateway = |settled: &&Settled| {
+        let via = settled.outcome.via;
+        settled.gateway == *gateway && (answers(via, dispatch.because) || via == Via::Lagging)
+    };
+    let outcomes: Vec<&Settled> = life.outcomes.iter().filter(at_gateway).collect();
+    for settled in &outcomes {
+        if let Some(exception) = settled.exception(connection) {
+            return match exception.reason {
+                Reason::Left => End::Left,
+                Reason::Lagging => End::Lagging,
+                _ if settled.outcome.via == Via::Lagging => End::Lagging,
+                _ => End::GivenUp { at_ms: settled.at_ms },
+            };
+        }
+    }
+    let unnamed: u64 = outcomes.iter().map(|settled| settled.unnamed()).sum();
+    let not = |settled: &&Settled| settled.outcome.given_up + settled.outcome.left;
+    if 0 < unnamed {
+        return End::NotNamed { unnamed, of: outcomes.iter().map(|s| u64::from(not(s))).sum() };
+    }
+    let settled = outcomes.iter().filter(|settled| settled.outcome.via != Via::Lagging);
+    let Some(settled) = settled.max_by_key(|settled| settled.outcome.resolved) else {
+        return match (life.gone(gateway), handed_over(life, gateway)) {
+            (Some(gone), _) => End::GatewayDied { at_ms: gone.at_ms },
+            (None, true) => End::Open,
+            (None, false) => End::NotHandedOver,
+        };
+    };
+    // The fold knew connections of which the gateway knew already that they were gone.
+    let named: usize = outcomes.iter().map(|s| count(s.outcome.resolved)).max().unwrap_or(0);
+    let lagging = outcomes.iter().filter(|s| s.outcome.via == Via::Lagging);
+    let lagging: usize = lagging.map(|s| count(s.outcome.resolved)).sum();
+    let here = |hearer: &&Hearer| hearer.gateway == *gateway;
+    let known = match dispatch.because {
+        Because::Said => life.audience.iter().filter(here).count(),
+        _ => dispatch.connections.len(),
+    };
+    if named + lagging < known {
+        let went = life
+            .departures
+            .iter()
+            .any(|left| left.gateway == *gateway && left.connection == connection);
+        if went || named + lagging == 0 {
+            return End::LeftBefore;
+        }
+    }
+    End::Acknowledged { by_ms: settled.at_ms }
+}
+
+fn count(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// Whether the record says, or the fold's word has to do, that the gateway was handed it.
+fn handed_over(life: &Life, gateway: &Incarnation) -> bool {
+    let to_it = life.handovers.iter().filter(|handover| handover.to.as_ref() == Some(gateway));
+    let mut to_it = to_it.peekable();
+    to_it.peek().is_some() && to_it.any(|handover| handover.how != How::Refused)
+}
+
+/// What came after the first sending.
+struct Later {
+    words: String,
+    acknowledged: bool,
+}
+
+/// What they came by later, by other ways.
+fn later(life: &Life, user: UserId) -> Later {
+    let (mut words, mut acknowledged) = (String::new(), false);
+    for dispatch in life.dispatches.iter().filter(|d| matches!(d.because, Because::Return { .. })) {
+        let Some((connection, _)) = dispatch.connections.iter().find(|(_, of)| *of == Some(user))
+        else {
+            continue;
+        };
+        let end = match end_of(life, Some(dispatch), &dispatch.to, *connection) {
+            End::Acknowledged { by_ms } => {
+                acknowledged = true;
+                format!("acknowledged there by {}", moment(by_ms))
+            }
+            End::GivenUp { .. } => "not acknowledged there either".to_owned(),
+            End::Left | End::LeftBefore => "which ended before it acknowledged, too".to_owned(),
+            End::GatewayDied { .. } => "which died with that knowledge, too".to_owned(),
+            _ => "with no outcome reported yet".to_owned(),
+        };
+        words += &format!(
+            "; it was taken over and sent again at {} to their connection {connection} of gateway \
+             {}, {end}",
+            moment(dispatch.at_ms),
+            dispatch.to
+        );
+    }
+    let resumed = life.outcomes.iter().filter(|settled| {
+        settled.outcome.via == Via::Resume && settled.outcome.to.is_some_and(|to| to.user == user)
+    });
+    for settled in resumed {
+        let end = match (settled.outcome.acknowledged, settled.outcome.left) {
+            (1.., _) => {
+                acknowledged = true;
+                "and acknowledged it"
+            }
+            (0, 1..) => "and left before acknowledging it",
+            (0, 0) => "and did not acknowledge it",
+        };
+        words += &format!(
+            "; coming back they resumed, which brought it on gateway {}, {end} by {}",
+            settled.gateway,
+            moment(settled.at_ms)
+        );
+    }
+    let readings = life.readings.iter().filter(|reading| reading.user == user);
+    if let Some(reading) = readings.into_iter().next() {
+        let way = match reading.way {
+            Way::History => "the room's history",
+            Way::OfflinePull => "what waited for them",
+        };
+        words += &format!("; they read it in {way} at {}", moment(reading.at_ms));
+    }
+    let measures = life.about.as_ref().and_then(|about| about.measures.as_ref());
+    if measures.is_some_and(|entry| entry.is_muted(life.accepted_ms)) {
+        words += "; they were muted, which keeps nobody from hearing";
+    }
+    Later { words, acknowledged }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use qiyu_nats::{
+        MsgId,
+        ledger::{Exception, Outcome, Recipient},
+    };
+
+    use super::*;
+    use crate::trace::life::{About, Accepted, Departure, Gone, HandedOver, Searched, Step};
+
+    fn user(n: u64) -> UserId {
+        (100_000 + n).try_into().unwrap()
+    }
+
+    fn connection(n: u64) -> ConnId {
+        ConnId(NonZeroU64::new(n).unwrap())
+    }
+
+    fn gateway() -> Incarnation {
+        Incarnation { id: "g1".parse().unwrap(), epoch: 7 }
+    }
+
+    fn at(seq: u64) -> MsgId {
+        MsgId::at(seq)
+    }
+
+    /// User 9 says something to users 1 and 2 on connections 1 and 2.
+    fn said() -> Life {
+        let hearer = |n| Hearer {
+            user: user(n),
+            gateway: gateway(),
+            connection: connection(n),
+            joined: Some(at(3)),
+        };
+        Life {
+            msg_id: at(9),
+            partition: "p07".into(),
+            app: "10001".parse().unwrap(),
+            what: What::Said { room: "7".parse().unwrap(), biz_code: 5555 },
+            sender: Some(Accepted { user: Some(user(9)), through: None }),
+            accepted_ms: 1000,
+            stored_ms: 1000,
+            fate: Fate::Delivered,
+            audience: vec![hearer(1), hearer(2)],
+            dispatches: vec![Dispatch {
+                to: gateway(),
+                because: Because::Said,
+                at_ms: 1000,
+                connections: Vec::new(),
+            }],
+            handovers: vec![HandedOver {
+                worker: "w-1".parse().unwrap(),
+                epoch: 1,
+                at_ms: 1100,
+                to: Some(gateway()),
+                how: How::Stored,
+                because: None,
+            }],
+            outcomes: Vec::new(),
+            departures: Vec::new(),
+            gateways_gone: Vec::new(),
+            left_behind: Vec::new(),
+            taken: None,
+            readings: Vec::new(),
+            about: None,
+            searched: Searched::default(),
+        }
+    }
+
+    fn settled(
+        via: Via,
+        [acknowledged, given_up, left]: [u32; 3],
+        exceptions: &[Exception],
+    ) -> Settled {
+        let resolved = acknowledged + given_up + left;
+        Settled {
+            gateway: gateway(),
+            at_ms: 2000,
+            outcome: Outcome {
+                app: "10001".parse().unwrap(),
+                room: "7".parse().ok(),
+                msg_id: at(9),
+                via,
+                resolved,
+                written: resolved,
+                acknowledged,
+                resent: 0,
+                given_up,
+                left,
+                exceptions: exceptions.to_vec(),
+                to: None,
+            },
+        }
+    }
+
+    fn except(n: u64, reason: Reason) -> Exception {
+        Exception { user: user(n), connection: connection(n), reason }
+    }
+
+    fn told(life: &Life, n: u64) -> String {
+        of(life, user(n))
+    }
+
+    #[test]
+    fn who_is_not_among_the_exceptions_acknowledged() {
+        let mut life = said();
+        assert!(told(&life, 1).starts_with("Not known yet:"), "{}", told(&life, 1));
+        let silent = except(2, Reason::NotAcknowledged);
+        life.outcomes.push(settled(Via::Envelope, [1, 1, 0], &[silent]));
+        assert_eq!(
+            told(&life, 1),
+            "Yes: user 100001 acknowledged it on connection 1 of gateway g1.7, by \
+             1970-01-01 00:00:02.000."
+        );
+        assert!(told(&life, 2).contains("as often as allowed and never acknowledged"));
+        assert!(told(&life, 9).starts_with("User 100009 said it"));
+    }
+
+    #[test]
+    fn the_reasons_are_told_apart() {
+        let cases = [
+            (settled(Via::Envelope, [1, 0, 1], &[except(1, Reason::Left)]), "left before"),
+            (settled(Via::Envelope, [1, 1, 0], &[except(1, Reason::Lagging)]), "Probably not"),
+            (
+                settled(Via::Envelope, [0, 2, 0], &[except(2, Reason::NotAcknowledged)]),
+                "1 are not named",
+            ),
+        ];
+        for (outcome, words) in cases {
+            let mut life = said();
+            life.outcomes.push(outcome);
+            assert!(told(&life, 1).contains(words), "{words}: {}", told(&life, 1));
+        }
+    }
+
+    #[test]
+    fn what_died_with_a_gateway_is_not_guessed() {
+        let mut life = said();
+        life.gateways_gone.push(Gone { gateway: gateway(), at_ms: 1500 });
+        assert!(told(&life, 1).contains("cannot tell"));
+        let to = Some(Recipient { user: user(1), connection: connection(8) });
+        let mut resumed = settled(Via::Resume, [1, 0, 0], &[]);
+        resumed.outcome.to = to;
+        life.outcomes.push(resumed);
+        assert!(
+            told(&life, 1)
+                .contains("they resumed, which brought it on gateway g1.7, and acknowledged it")
+        );
+        assert!(told(&life, 1).starts_with("Yes, later: user 100001 was in the room"));
+        assert!(!told(&life, 2).contains("resumed"));
+    }
+
+    #[test]
+    fn who_had_gone_without_the_log_knowing_is_told_from_who_acknowledged() {
+        let mut life = said();
+        life.outcomes.push(settled(Via::Envelope, [1, 0, 0], &[]));
+        life.departures.push(Departure {
+            user: user(2),
+            gateway: gateway(),
+            connection: connection(2),
+            at_ms: 1010,
+        });
+        assert!(told(&life, 1).starts_with("Yes:"));
+        assert!(told(&life, 2).contains("before it arrived there"));
+    }
+
+    #[test]
+    fn who_was_not_there_is_told_where_they_were() {
+        let mut life = said();
+        let step = Step { at_ms: 500, direction: Direction::Left };
+        life.about = Some(About { before: Some(step), after: None, measures: None });
+        assert_eq!(
+            told(&life, 5),
+            "No: user 100005 was not in the room at that moment; they had left it at \
+             1970-01-01 00:00:00.500."
+        );
+        life.about = None;
+        assert!(told(&life, 5).contains("never been"));
+    }
+
+    #[test]
+    fn a_whisper_waits_until_it_is_acknowledged() {
+        let mut life = said();
+        life.what = What::Whispered { to: user(1), biz_code: 5555 };
+        (life.audience, life.dispatches, life.fate) = (Vec::new(), Vec::new(), Fate::Unheard);
+        assert!(told(&life, 1).starts_with("Not yet: it waits for user 100001"));
+        assert!(told(&life, 2).contains("to user 100001 alone"));
+        life.taken = Some(crate::trace::life::Taken { gateway: gateway(), at_ms: 9000 });
+        assert!(told(&life, 1).contains("acknowledged it on gateway g1.7"));
+        assert!(told(&life, 1).contains("it waited for them"));
+    }
+
+    #[test]
+    fn what_was_delivered_to_nobody_says_why() {
+        let mut life = said();
+        life.fate = Fate::Repeated { first: at(4) };
+        assert!(told(&life, 1).contains("the same clientMsgId"));
+        life.fate = Fate::RoomClosed { closed: at(5) };
+        assert!(told(&life, 1).contains("closed before"));
+    }
+}
