@@ -14,6 +14,7 @@ mod top;
 mod trace;
 mod traces;
 mod up;
+mod verify;
 
 use std::{env, io::IsTerminal as _, process::ExitCode, time::Duration};
 
@@ -112,6 +113,14 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
         "trace" => {
             reach::step_back();
             main_thread(async |_| Box::pin(trace::run(arguments, settings)).await)
+        }
+        "verify" => {
+            reach::step_back();
+            let verified = main_thread(async |_| Box::pin(verify::run(arguments, settings)).await);
+            return Ok(verified.unwrap_or_else(|error| {
+                failure(&error);
+                ExitCode::from(verify::UNCHECKED)
+            }));
         }
         "fetch-nats" => {
             let found = server::find(settings.nats_server.as_deref(), &mut note)?;
@@ -255,6 +264,7 @@ fn command() -> Command {
         .subcommand(Command::new("run").about("Run some roles on an existing NATS").arg(roles))
         .subcommand(replay::command())
         .subcommand(trace::command())
+        .subcommand(verify::command())
         .subcommand(
             Command::new("rebuild")
                 .about("Make the tables about rooms anew from the log; the system may run"),

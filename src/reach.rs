@@ -85,6 +85,11 @@ impl Reached {
         Ok(Self { bus, shown, child, _data: data })
     }
 
+    /// Whether a system may be at work on it: its NATS was there before us.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_none()
+    }
+
     /// Ends what was started for looking.
     pub(crate) async fn leave(self) {
         // First, so that the server need not wait for us.

@@ -31,6 +31,7 @@ use crate::{
     ops::{self, Ops},
     process,
     settings::{Settings, Streams},
+    verify::Watch,
 };
 
 /// How long one service may take to stop before it is left behind.
@@ -193,6 +194,7 @@ struct Slots {
     presence: Option<Reaper>,
     living: Option<Living>,
     api: Option<Api>,
+    verifying: Option<Watch>,
     stopping: bool,
 }
 
@@ -369,6 +371,10 @@ impl System {
             }
             Role::Living => {
                 let config = living_config(settings);
+                if let Some(every) = settings.verify_every {
+                    let watch = Watch::start(settings, every, bus, registry, stop.clone());
+                    self.services.slots().verifying = Some(watch);
+                }
                 let living = Living::start(config, bus, registry, stop).await?;
                 self.services.slots().living = Some(living);
             }
@@ -475,6 +481,10 @@ impl System {
         let living = self.services.slots().living.take();
         if let Some(living) = living {
             self.finish(Role::Living, living.stopped()).await;
+        }
+        let verifying = self.services.slots().verifying.take();
+        if let Some(verifying) = verifying {
+            self.finish(Role::Living, verifying.stopped()).await;
         }
         let fanout = self.services.slots().fanout.take();
         if let Some(fanout) = fanout {

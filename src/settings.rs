@@ -24,6 +24,7 @@ use self::{
     value::{
         address, apps, duration, host_and_port, jwt_secret, log, log_format, multi_device, number,
         origins, parsed, path, profile, rate, rate_or_none, ratio, replicas, silence, streams, url,
+        verify_every,
     },
 };
 use crate::run::Role;
@@ -126,6 +127,8 @@ pub(crate) struct Settings {
     pub(crate) origins: Vec<String>,
     pub(crate) profile: Profile,
     pub(crate) retain: Duration,
+    /// None: only when somebody asks.
+    pub(crate) verify_every: Option<Duration>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
     /// None: no traces.
@@ -313,6 +316,8 @@ impl<'a> Reader<'a> {
                 duration(text, Duration::from_millis(10)..=Duration::from_secs(5))
             }),
             check_silence: self.required("check-silence", silence),
+            verify_every: Some(self.required("verify-every", verify_every))
+                .filter(|every| !every.is_zero()),
             retain: self.required("retain", |text| duration(text, 60 * MINUTE..=24 * 366 * HOUR)),
             log: self.required("log", log),
             otlp_url: self.optional("otlp-url", |text| url(text, &["http", "https"])),

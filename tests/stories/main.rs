@@ -33,3 +33,4 @@ mod talk;
 mod trace;
 mod upgrade;
 mod users;
+mod verify;

@@ -1,0 +1,112 @@
+//! `qiyu verify`: is everything that was derived from the log still what the
+//! log says?
+//!
+//! The log is folded anew, from its beginning or from the snapshot that is what
+//! it has forgotten, and compared with what lives: the owners' folds and their
+//! snapshots, the buckets, the tables. What differs is looked at again until it
+//! is certain; then the log is read once more for the event at which they part.
+
+mod compare;
+mod key;
+mod law;
+mod live;
+mod part;
+mod rebuild;
+mod report;
+mod watch;
+
+use std::{process::ExitCode, time::Instant};
+
+use clap::{Arg, ArgMatches, Command};
+use qiyu_nats::{AppId, Bus, Partition, RoomId};
+
+pub(crate) use self::watch::Watch;
+use self::{compare::Comparison, report::Report};
+use crate::{reach::Reached, run::say, settings::Settings};
+
+/// Something differs.
+const DIFFERS: u8 = 1;
+/// Something could not be checked.
+pub(crate) const UNCHECKED: u8 = 2;
+
+/// What is verified.
+#[derive(Clone, Debug)]
+struct Scope {
+    /// `None`: everything.
+    room: Option<(AppId, RoomId)>,
+    /// The tables of rooms.
+    database_url: String,
+    /// Whether owners and gateways are there to be asked.
+    running: Running,
+}
+
+/// Whether a system is at work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Running {
+    Yes,
+    No,
+}
+
+impl Scope {
+    fn partitions(&self) -> Vec<Partition> {
+        match self.room {
+            Some((app, room)) => vec![Partition::of_room(app, room)],
+            None => Partition::all().collect(),
+        }
+    }
+}
+
+/// `qiyu verify` on the command line.
+pub(crate) fn command() -> Command {
+    let room = Arg::new("room")
+        .long("room")
+        .value_name("ROOMID")
+        .help("Verify only this room, of the first of QIYU_APPS")
+        .value_parser(|text: &str| text.parse::<RoomId>());
+    let format = Arg::new("format")
+        .long("format")
+        .value_name("FORMAT")
+        .help("pretty or json")
+        .default_value("pretty")
+        .value_parser(["pretty", "json"]);
+    Command::new("verify")
+        .about("Compare everything derived from the log with the log")
+        .after_help(
+            "Ends with 0 when everything is what the log says, with 1 when something differs, \
+             with 2 when something could not be checked.",
+        )
+        .args([room, format])
+}
+
+/// Verifies what the command line names, and says what came of it.
+pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let room = arguments.get_one::<RoomId>("room").copied();
+    let reached = Reached::reach(settings).await?;
+    let scope = Scope {
+        room: settings.apps.first().copied().zip(room),
+        database_url: settings.database_url.expose().to_owned(),
+        running: if reached.is_running() { Running::Yes } else { Running::No },
+    };
+    let report = verify(&reached.bus, &scope).await;
+    reached.leave().await;
+    let report = report?;
+    let json = arguments.get_one::<String>("format").is_some_and(|format| format == "json");
+    say(&if json { serde_json::to_string(&report)? } else { report.pretty() });
+    Ok(match (report.differences.is_empty(), report.unchecked.is_empty()) {
+        (false, _) => ExitCode::from(DIFFERS),
+        (true, false) => ExitCode::from(UNCHECKED),
+        (true, true) => ExitCode::SUCCESS,
+    })
+}
+
+/// Compares everything in `scope`.
+async fn verify(bus: &Bus, scope: &Scope) -> anyhow::Result<Report> {
+    let started = Instant::now();
+    let mut comparison = Comparison::begin(bus, scope).await?;
+    comparison.settle(bus, scope).await?;
+    let law = comparison.law(bus).await?;
+    let mut report = comparison.report(bus).await?;
+    report.add_law(law);
+    report.took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(report)
+}

@@ -1,0 +1,298 @@
+//! Comparing what lives with the log, while both move.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use qiyu_fanout::fold::Effect;
+use qiyu_nats::{
+    Bus, Partition,
+    command::{ListMembers, fold_of},
+    event::Record,
+    log::LogEntry,
+};
+
+use super::{
+    Running, Scope,
+    key::{Key, Projection, State, shown_hash},
+    law::{Law, LawReport},
+    live::{Holdings, Page, Unchecked, holdings, pages},
+    part::part,
+    rebuild::{Nobody, Rebuilt, Witness},
+    report::{Difference, Report},
+};
+
+/// What is derived trails the log by moments: a difference counts when it was
+/// there at every one of these looks, and what lives has not moved meanwhile.
+const LOOKS: usize = 6;
+/// Between two looks. An owner writes counts once a second, if they have changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Members asked for when a room differs.
+const MEMBERS_MAX: u32 = 1000;
+
+/// What lives, and what should: `None` is "not there".
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Pair {
+    pub(super) live: Option<Vec<String>>,
+    pub(super) expected: Option<String>,
+    /// The last event that counts; 0: as far as the log goes.
+    pub(super) until: u64,
+}
+
+impl Pair {
+    /// Whether what lives is one of the ways to say what should be.
+    pub(super) fn agrees(&self, expected: Option<&String>) -> bool {
+        match (&self.live, expected) {
+            (None, None) => true,
+            (Some(live), Some(expected)) => live.contains(expected),
+            _ => false,
+        }
+    }
+}
+
+/// A comparison under way.
+pub(super) struct Comparison {
+    rebuilt: Rebuilt,
+    scope: Scope,
+    at_ms: u64,
+    differing: BTreeMap<Key, Pair>,
+    counts: BTreeMap<Projection, u64>,
+    events: u64,
+    unchecked: Unchecked,
+    law: Law,
+}
+
+impl Comparison {
+    /// Asks the owners, folds the log, and compares the folds at the very
+    /// positions the owners answered from.
+    pub(super) async fn begin(bus: &Bus, scope: &Scope) -> anyhow::Result<Self> {
+        let at_ms = qiyu_nats::now_ms();
+        let mut unchecked = Unchecked::new();
+        // Before the log is read: so it is read to beyond every answer.
+        let pages = pages(bus, scope, at_ms, &mut unchecked).await;
+        let mut rebuilt = Rebuilt::begin(bus, &scope.partitions()).await?;
+        let mut turning = Turning::new(pages, at_ms, scope.room);
+        let events = rebuilt.advance(bus, &mut turning).await?;
+        turning.finish(&rebuilt);
+        let Turning { differing, counts, law, .. } = turning;
+        let scope = scope.clone();
+        Ok(Self { rebuilt, scope, at_ms, differing, counts, events, unchecked, law })
+    }
+
+    /// Compares buckets and tables, until what differs is certain to.
+    pub(super) async fn settle(&mut self, bus: &Bus, scope: &Scope) -> anyhow::Result<()> {
+        let mut suspects: Option<BTreeMap<Key, Pair>> = None;
+        for look in 0..LOOKS {
+            if 0 < look {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                self.events += self.rebuilt.advance(bus, &mut Nobody).await?;
+            }
+            let mut unchecked = Unchecked::new();
+            let held = holdings(bus, scope, self.at_ms, &mut unchecked).await;
+            let mut now = self.differences(&held);
+            now.retain(|key, _| !unchecked.contains_key(&key.projection()));
+            if let Some(before) = suspects {
+                // What has changed since is alive, and only late.
+                now.retain(|key, pair| before.get(key).is_some_and(|old| old.live == pair.live));
+                // What cannot be read just now is as suspect as it was.
+                let unread = |key: &Key| unchecked.contains_key(&key.projection());
+                now.extend(before.into_iter().filter(|(key, _)| unread(key)));
+            }
+            let done = now.is_empty() && unchecked.is_empty();
+            suspects = Some(now);
+            if done || look + 1 == LOOKS {
+                self.unchecked.append(&mut unchecked);
+                break;
+            }
+        }
+        let unchecked = &self.unchecked;
+        let mut certain = suspects.unwrap_or_default();
+        certain.retain(|key, _| !unchecked.contains_key(&key.projection()));
+        self.differing.append(&mut certain);
+        Ok(())
+    }
+
+    fn differences(&mut self, held: &Holdings) -> BTreeMap<Key, Pair> {
+        let mut keys: BTreeSet<Key> = held.0.keys().copied().collect();
+        keys.extend(self.rebuilt.states().flat_map(State::keys));
+        if let Some(room) = self.scope.room {
+            keys.retain(|key| key.room() == Some(room));
+        }
+        if self.scope.running == Running::No {
+            keys.retain(|key| {
+                !matches!(key.projection(), Projection::Presence | Projection::Counters)
+            });
+        }
+        let mut counts: BTreeMap<Projection, u64> = BTreeMap::new();
+        let mut differing = BTreeMap::new();
+        for key in keys {
+            let Some(state) = self.rebuilt.state(key.partition()) else { continue };
+            if is_beyond_the_log(key, state) {
+                continue;
+            }
+            *counts.entry(key.projection()).or_default() += 1;
+            let (live, expected) = (held.0.get(&key).cloned(), key.expected(state, self.at_ms));
+            let live = live.or_else(|| unwritten(key));
+            let pair = Pair { live, expected, until: 0 };
+            let nothing_inside = pair.expected.is_none() && is_unwritten(key, &pair.live);
+            if !pair.agrees(pair.expected.as_ref()) && !nothing_inside {
+                differing.insert(key, pair);
+            }
+        }
+        self.counts.extend(counts);
+        differing
+    }
+
+    /// Whether what was owed is what became of it.
+    pub(super) async fn law(&self, bus: &Bus) -> anyhow::Result<LawReport> {
+        self.law.hold(bus, &self.rebuilt).await
+    }
+
+    /// With the events at which what differs has parted from the log.
+    pub(super) async fn report(self, bus: &Bus) -> anyhow::Result<Report> {
+        let mut report = Report {
+            position: self.rebuilt.position(),
+            events: self.events,
+            checked: self.counts,
+            unchecked: self.unchecked,
+            ..Report::default()
+        };
+        let parted = part(bus, &self.differing, self.at_ms).await?;
+        for (key, pair) in &self.differing {
+            let detail = self.rebuilt.state(key.partition()).map(|state| (key, state));
+            let detail = match detail {
+                Some((Key::Live(..), state)) => who_differs(bus, key, state).await,
+                _ => None,
+            };
+            report.differences.push(Difference {
+                projection: key.projection(),
+                key: key.to_string(),
+                live: pair.live.as_ref().and_then(|live| live.first().cloned()),
+                log: pair.expected.clone(),
+                detail,
+                parted: parted.get(key).cloned(),
+            });
+        }
+        Ok(report)
+    }
+}
+
+/// What the log alone cannot judge: rooms that ended before it begins, claims
+/// of rooms that never opened, what is left of rooms that are over.
+fn is_beyond_the_log(key: Key, state: &State) -> bool {
+    match key {
+        Key::Record(app, room) => {
+            let known = state.rooms.get(&(app, room));
+            state.open(app, room).is_none() && known.is_none_or(|known| known.closed.is_none())
+        }
+        Key::Anchor(app, room) => {
+            let known = state.rooms.get(&(app, room));
+            state.fold.standing(app, room).is_none() && known.is_none()
+        }
+        // Rooms are never used again, so nobody is harmed by what outlives one.
+        Key::Measure(app, Some(room), _) => state.open(app, room).is_none(),
+        _ => false,
+    }
+}
+
+/// What not being there is as good as: nobody writes the counts of a room that
+/// nobody has entered yet.
+fn unwritten(key: Key) -> Option<Vec<String>> {
+    matches!(key, Key::Counts(..)).then(|| vec![super::key::shown_counts(0, 0)])
+}
+
+fn is_unwritten(key: Key, live: &Option<Vec<String>>) -> bool {
+    unwritten(key).is_some_and(|unwritten| live.as_ref() == Some(&unwritten))
+}
+
+/// Who is inside according to one and not the other: as of now, for people.
+async fn who_differs(bus: &Bus, key: &Key, state: &State) -> Option<String> {
+    let (app, room) = key.room()?;
+    let asked = ListMembers { app, room, after: None, limit: MEMBERS_MAX };
+    let live = bus.ask(&fold_of(key.partition()), &asked).await.ok()?.users;
+    let (log, _) = state.fold.members(app, room, None, usize::try_from(MEMBERS_MAX).ok()?);
+    let only = |these: &[qiyu_nats::UserId], those: &[qiyu_nats::UserId]| {
+        let these = these.iter().filter(|user| !those.contains(user));
+        these.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let (ghosts, missing) = (only(&live, &log), only(&log, &live));
+    let ghosts = (!ghosts.is_empty())
+        .then(|| format!("inside it is {ghosts}, of whom the log knows nothing there"));
+    let missing = (!missing.is_empty()).then(|| format!("missing from it is {missing}"));
+    let told: Vec<String> = [ghosts, missing].into_iter().flatten().collect();
+    (!told.is_empty()).then(|| told.join("; "))
+}
+
+/// Compares pages as the fold passes their positions.
+struct Turning {
+    pages: HashMap<Partition, std::collections::VecDeque<Page>>,
+    at_ms: u64,
+    room: Option<(qiyu_nats::AppId, qiyu_nats::RoomId)>,
+    differing: BTreeMap<Key, Pair>,
+    counts: BTreeMap<Projection, u64>,
+    law: Law,
+}
+
+impl Turning {
+    fn new(
+        pages: HashMap<Partition, Vec<Page>>,
+        at_ms: u64,
+        room: Option<(qiyu_nats::AppId, qiyu_nats::RoomId)>,
+    ) -> Self {
+        let pages = pages.into_iter().map(|(partition, pages)| (partition, pages.into())).collect();
+        let (differing, counts) = (BTreeMap::new(), BTreeMap::new());
+        Self { pages, at_ms, room, differing, counts, law: Law::new(at_ms, room) }
+    }
+
+    /// Compares the pages of `partition` from before `seq`.
+    fn turn(&mut self, partition: Partition, state: &State, seq: u64) {
+        let Some(pages) = self.pages.get_mut(&partition) else { return };
+        let mut due = Vec::new();
+        while pages.front().is_some_and(|page| page.position < seq) {
+            due.extend(pages.pop_front());
+        }
+        for page in due {
+            self.compare(partition, state, &page);
+        }
+    }
+
+    fn compare(&mut self, partition: Partition, state: &State, page: &Page) {
+        let (expected, _) = state.fold.survey(self.at_ms, page.after, usize::MAX);
+        let things: BTreeSet<_> = page.things.keys().chain(expected.keys()).copied().collect();
+        for thing in things.into_iter().filter(|thing| page.covers(*thing)) {
+            let key = page.key(partition, thing);
+            if self.room.is_some() && key.room() != self.room {
+                continue;
+            }
+            *self.counts.entry(key.projection()).or_default() += 1;
+            let (live, should) = (page.things.get(&thing), expected.get(&thing));
+            if live != should {
+                let live = live.map(|hash| vec![shown_hash(*hash)]);
+                let expected = should.map(|hash| shown_hash(*hash));
+                self.differing.insert(key, Pair { live, expected, until: page.position });
+            }
+        }
+    }
+
+    /// The pages from behind the last event.
+    fn finish(&mut self, rebuilt: &Rebuilt) {
+        let partitions: Vec<Partition> = self.pages.keys().copied().collect();
+        for partition in partitions {
+            if let Some(state) = rebuilt.state(partition) {
+                self.turn(partition, state, u64::MAX);
+            }
+        }
+    }
+}
+
+impl Witness for Turning {
+    fn before(&mut self, partition: Partition, state: &State, entry: &LogEntry, record: &Record) {
+        self.turn(partition, state, entry.seq);
+        self.law.before(entry, record);
+    }
+
+    fn after(&mut self, state: &State, entry: &LogEntry, effects: &[Effect]) {
+        self.law.after(state, entry, effects);
+    }
+}

@@ -1,0 +1,324 @@
+//! What is compared: each thing some projection holds, by name, and what the
+//! log says it must be. Values are compared as text, as people read them.
+
+use std::collections::BTreeMap;
+
+use qiyu_fanout::fold::{Fold, Thing};
+use qiyu_nats::{
+    AppId, MsgId, Partition, RoomId, UserId,
+    event::{Event, Record},
+    measure::{MeasureEntry, Taken},
+};
+use serde::Serialize;
+
+/// One kind of what is derived from the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Projection {
+    /// Rooms in the owners' folds: who is inside, likes, measures.
+    Membership,
+    /// Users in the owners' folds: sessions, what waits.
+    Sessions,
+    /// Names of messages in the owners' folds.
+    Names,
+    /// Measures in the whole app in the owners' folds.
+    Bans,
+    /// The newest snapshots of the folds.
+    Snapshots,
+    /// Bucket `presence`.
+    Presence,
+    /// Bucket `rooms`.
+    Rooms,
+    /// Bucket `anchors`.
+    Anchors,
+    /// Bucket `watch`.
+    Counters,
+    /// Bucket `measures`.
+    Moderation,
+    /// Table `t_living_room`.
+    Table,
+    /// Table `t_living_room_record`.
+    Records,
+    /// What was owed is what became of it.
+    Conservation,
+}
+
+impl Projection {
+    pub(super) const ALL: [Self; 13] = [
+        Self::Membership,
+        Self::Sessions,
+        Self::Names,
+        Self::Bans,
+        Self::Snapshots,
+        Self::Presence,
+        Self::Rooms,
+        Self::Anchors,
+        Self::Counters,
+        Self::Moderation,
+        Self::Table,
+        Self::Records,
+        Self::Conservation,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Membership => "membership",
+            Self::Sessions => "sessions",
+            Self::Names => "names",
+            Self::Bans => "bans",
+            Self::Snapshots => "snapshots",
+            Self::Presence => "presence",
+            Self::Rooms => "rooms",
+            Self::Anchors => "anchors",
+            Self::Counters => "counters",
+            Self::Moderation => "moderation",
+            Self::Table => "table",
+            Self::Records => "records",
+            Self::Conservation => "conservation",
+        }
+    }
+}
+
+/// One thing that is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Key {
+    /// In the fold of its partition's owner.
+    Live(Partition, Thing),
+    /// In the snapshot at this sequence.
+    Snapshot(Partition, u64, Thing),
+    Presence(AppId, UserId),
+    Room(AppId, RoomId),
+    /// The claim that is for this room.
+    Anchor(AppId, RoomId),
+    Counts(AppId, RoomId),
+    Measure(AppId, Option<RoomId>, UserId),
+    Row(AppId, RoomId),
+    Record(AppId, RoomId),
+}
+
+impl Key {
+    pub(super) fn projection(&self) -> Projection {
+        match self {
+            Self::Live(_, Thing::Room(..)) => Projection::Membership,
+            Self::Live(_, Thing::User(..)) => Projection::Sessions,
+            Self::Live(_, Thing::Names(..)) => Projection::Names,
+            Self::Live(_, Thing::Measures(..)) => Projection::Bans,
+            Self::Snapshot(..) => Projection::Snapshots,
+            Self::Presence(..) => Projection::Presence,
+            Self::Room(..) => Projection::Rooms,
+            Self::Anchor(..) => Projection::Anchors,
+            Self::Counts(..) => Projection::Counters,
+            Self::Measure(..) => Projection::Moderation,
+            Self::Row(..) => Projection::Table,
+            Self::Record(..) => Projection::Records,
+        }
+    }
+
+    /// Where the events about it are.
+    pub(super) fn partition(&self) -> Partition {
+        match *self {
+            Self::Live(partition, _) | Self::Snapshot(partition, ..) => partition,
+            Self::Presence(app, user) | Self::Measure(app, None, user) => {
+                Partition::of_user(app, user)
+            }
+            Self::Room(app, room)
+            | Self::Anchor(app, room)
+            | Self::Counts(app, room)
+            | Self::Measure(app, Some(room), _)
+            | Self::Row(app, room)
+            | Self::Record(app, room) => Partition::of_room(app, room),
+        }
+    }
+
+    /// The room it is about, if it is about one.
+    pub(super) fn room(&self) -> Option<(AppId, RoomId)> {
+        match *self {
+            Self::Live(_, Thing::Room(app, room))
+            | Self::Snapshot(_, _, Thing::Room(app, room))
+            | Self::Room(app, room)
+            | Self::Anchor(app, room)
+            | Self::Counts(app, room)
+            | Self::Measure(app, Some(room), _)
+            | Self::Row(app, room)
+            | Self::Record(app, room) => Some((app, room)),
+            _ => None,
+        }
+    }
+
+    /// What the log says it must be; `None`: it must not be there.
+    pub(super) fn expected(&self, state: &State, at_ms: u64) -> Option<String> {
+        match *self {
+            Self::Live(_, thing) | Self::Snapshot(_, _, thing) => {
+                state.fold.hash_of(thing, at_ms).map(shown_hash)
+            }
+            Self::Presence(app, user) => {
+                let sessions = state.fold.sessions(app, user);
+                let session = |(gateway, connection)| format!("{connection} of {gateway}");
+                let sessions: Vec<String> = sessions.into_iter().map(session).collect();
+                (!sessions.is_empty()).then(|| shown_sessions(sessions))
+            }
+            Self::Room(app, room) | Self::Row(app, room) => {
+                let anchor = state.open(app, room)?;
+                let opened = state.rooms.get(&(app, room)).and_then(|known| known.opened.as_ref());
+                Some(opened.map_or_else(|| shown_anchor(anchor), |opened| opened.shown(anchor)))
+            }
+            Self::Anchor(app, room) => state.open(app, room).map(shown_anchor),
+            Self::Counts(app, room) => {
+                let counts = state.fold.counts(app, room)?;
+                Some(shown_counts(counts.watch_num, counts.good_num))
+            }
+            Self::Measure(app, room, user) => {
+                let entry = state.fold.measures_against(app, room, user)?;
+                shown_measures(entry, at_ms)
+            }
+            Self::Record(app, room) => {
+                let (closed, at_ms) = state.rooms.get(&(app, room))?.closed?;
+                Some(shown_record(state.anchor(app, room)?, closed, at_ms))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Live(partition, thing) => {
+                write!(f, "{thing} in the fold of the owner of {partition}")
+            }
+            Self::Snapshot(partition, position, thing) => {
+                write!(f, "{thing} in the snapshot of {partition} at {position}")
+            }
+            Self::Presence(app, user) => write!(f, "user {app}.{user} in the bucket presence"),
+            Self::Room(app, room) => write!(f, "room {app}.{room} in the bucket rooms"),
+            Self::Anchor(app, room) => write!(f, "room {app}.{room} in the bucket anchors"),
+            Self::Counts(app, room) => write!(f, "room {app}.{room} in the bucket watch"),
+            Self::Measure(app, Some(room), user) => {
+                write!(f, "user {app}.{user} in room {room} in the bucket measures")
+            }
+            Self::Measure(app, None, user) => {
+                write!(f, "user {app}.{user} in the bucket measures")
+            }
+            Self::Row(app, room) => write!(f, "room {app}.{room} in t_living_room"),
+            Self::Record(app, room) => write!(f, "room {app}.{room} in t_living_room_record"),
+        }
+    }
+}
+
+/// What one partition's events establish.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    pub(super) fold: Fold,
+    /// Rooms whose opening or closing is in the log.
+    pub(super) rooms: BTreeMap<(AppId, RoomId), Known>,
+}
+
+/// A room, as far as its own two events are in the log.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    pub(super) opened: Option<Opening>,
+    pub(super) closed: Option<(MsgId, u64)>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Opening {
+    room_type: u8,
+    name: String,
+    cover: String,
+    msg_id: MsgId,
+}
+
+impl Opening {
+    fn shown(&self, anchor: UserId) -> String {
+        shown_room(anchor, self.room_type, &self.name, &self.cover, self.msg_id)
+    }
+}
+
+impl State {
+    /// Takes note of what the fold does not keep.
+    pub(super) fn note(&mut self, msg_id: MsgId, record: &Record) {
+        match &record.event {
+            Event::RoomOpened { app, room, room_type, name, cover, .. } => {
+                let known = self.rooms.entry((*app, *room)).or_default();
+                let (room_type, name, cover) = (*room_type, name.clone(), cover.clone());
+                known.opened.get_or_insert(Opening { room_type, name, cover, msg_id });
+            }
+            Event::RoomClosed { app, room, .. } => {
+                let known = self.rooms.entry((*app, *room)).or_default();
+                known.closed.get_or_insert((msg_id, record.at_ms));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whose room it is, if it is open.
+    pub(super) fn open(&self, app: AppId, room: RoomId) -> Option<UserId> {
+        match self.fold.standing(app, room)? {
+            (Some(anchor), None) => Some(anchor),
+            _ => None,
+        }
+    }
+
+    fn anchor(&self, app: AppId, room: RoomId) -> Option<UserId> {
+        self.fold.standing(app, room).and_then(|(anchor, _)| anchor)
+    }
+
+    /// Everything it expects to be somewhere outside the folds.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for (app, room) in self.fold.rooms() {
+            if self.open(app, room).is_some() {
+                keys.extend([Key::Room(app, room), Key::Anchor(app, room), Key::Row(app, room)]);
+            }
+            keys.push(Key::Counts(app, room));
+        }
+        keys.extend(self.fold.online().map(|(app, user)| Key::Presence(app, user)));
+        let measured = self.fold.measured().into_iter();
+        keys.extend(measured.map(|(app, room, user)| Key::Measure(app, room, user)));
+        let closed = self.rooms.iter().filter(|(_, known)| known.closed.is_some());
+        keys.extend(closed.map(|((app, room), _)| Key::Record(*app, *room)));
+        keys
+    }
+}
+
+pub(super) fn shown_hash(hash: u64) -> String {
+    format!("hash {hash:016x}")
+}
+
+pub(super) fn shown_anchor(anchor: UserId) -> String {
+    format!("of user {anchor}")
+}
+
+pub(super) fn shown_room(
+    anchor: UserId,
+    room_type: u8,
+    name: &str,
+    cover: &str,
+    opened: MsgId,
+) -> String {
+    format!("of user {anchor}, type {room_type}, named {name:?}, cover {cover:?}, opened {opened}")
+}
+
+pub(super) fn shown_counts(watch_num: u64, good_num: u64) -> String {
+    format!("{watch_num} inside, {good_num} likes")
+}
+
+pub(super) fn shown_sessions(mut sessions: Vec<String>) -> String {
+    sessions.sort_unstable();
+    format!("connections {}", sessions.join(", "))
+}
+
+pub(super) fn shown_record(anchor: UserId, closed: MsgId, at_ms: u64) -> String {
+    format!("of user {anchor}, closed {closed} at {at_ms} ms")
+}
+
+/// The mute and the ban that hold.
+pub(super) fn shown_measures(entry: &MeasureEntry, at_ms: u64) -> Option<String> {
+    let shown = |what: &str, taken: &Option<Taken>| {
+        let taken = taken.as_ref().filter(|taken| taken.holds(at_ms))?;
+        let until = taken.until_ms.map_or("lifted".to_owned(), |until| format!("{until} ms"));
+        Some(format!("{what} since {} until {until} for {:?}", taken.msg_id, taken.reason))
+    };
+    let held: Vec<String> =
+        [shown("mute", &entry.mute), shown("ban", &entry.ban)].into_iter().flatten().collect();
+    (!held.is_empty()).then(|| held.join(", "))
+}

@@ -1,0 +1,397 @@
+//! The conservation law: what was owed is acknowledged, given up, left, still
+//! in flight, or gone with a gateway, and nothing else.
+//!
+//! What is owed says the fold; what became of it says the ledger. Only the last
+//! hour is counted: it is what one run an hour has to look at.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use qiyu_fanout::fold::Effect;
+use qiyu_nats::{
+    AppId, Bus, GatewayId, Incarnation, MsgId, Partition, RoomId, UserId,
+    envelope::Envelope,
+    event::{Event, Record, SessionChange},
+    ledger::{Outcome, Via},
+    log::LogEntry,
+    record::{LedgerPage, Shelf},
+};
+use serde::Serialize;
+
+use super::{key::Projection, rebuild::Rebuilt, report::Difference};
+
+/// How far back messages are counted.
+const REACH: Duration = Duration::from_secs(3600);
+/// Messages counted at most, the first of the hour.
+const MESSAGES_MAX: usize = 500_000;
+/// A message younger than this may still be anywhere: two copies, and a pause.
+const YOUNG: Duration = Duration::from_secs(60);
+/// Envelopes looked at in one gateway's queue. With more it is far behind, and
+/// what is missing is taken to be among the rest.
+const QUEUED_MAX: usize = 5_000;
+/// What breaks the law is looked at once more after this, before it counts.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// Breaches named.
+const BREACHES_MAX: usize = 50;
+
+/// What the log's last hour owes.
+pub(super) struct Law {
+    since_ms: u64,
+    at_ms: u64,
+    room: Option<(AppId, RoomId)>,
+    owed: BTreeMap<MsgId, Owed>,
+    whispers: HashMap<MsgId, (AppId, UserId)>,
+    written: u64,
+    read: u64,
+    /// The newest life of each gateway that is over.
+    gone: HashMap<GatewayId, u64>,
+    cut_off: bool,
+}
+
+struct Owed {
+    place: (AppId, RoomId),
+    partition: Partition,
+    stored_ms: u64,
+    /// Connections at each gateway.
+    at: BTreeMap<Incarnation, u64>,
+    /// Connections it was sent to again, because their users had lost it.
+    again: u64,
+}
+
+/// One room's sums, in connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct RoomLaw {
+    pub(super) app: Option<AppId>,
+    pub(super) room: Option<RoomId>,
+    pub(super) messages: u64,
+    /// Connections they were for.
+    pub(super) accepted: u64,
+    pub(super) acknowledged: u64,
+    pub(super) given_up: u64,
+    pub(super) left: u64,
+    pub(super) in_flight: u64,
+    pub(super) gone_with_a_gateway: u64,
+    /// Further deliveries, not among the accepted: what resumes brought, what was taken over.
+    pub(super) resumed: u64,
+    pub(super) taken_over: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct LawReport {
+    pub(super) since_ms: u64,
+    pub(super) rooms: Vec<RoomLaw>,
+    pub(super) whispers: WhisperLaw,
+    /// Whether there were more messages than are counted.
+    pub(super) cut_off: bool,
+    #[serde(skip)]
+    pub(super) breaches: Vec<Difference>,
+}
+
+/// 1:1 messages.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct WhisperLaw {
+    pub(super) accepted: u64,
+    pub(super) acknowledged: u64,
+    pub(super) waiting: u64,
+    /// Beyond the newest thousand of their recipient.
+    pub(super) forgotten: u64,
+}
+
+/// What one gateway reported of one message.
+#[derive(Clone, Copy, Debug, Default)]
+struct Got {
+    settled: bool,
+    resolved: u64,
+    acknowledged: u64,
+    given_up: u64,
+    left: u64,
+}
+
+impl Got {
+    fn take(&mut self, outcome: &Outcome) {
+        let got = Self {
+            settled: true,
+            resolved: outcome.resolved.into(),
+            acknowledged: outcome.acknowledged.into(),
+            given_up: outcome.given_up.into(),
+            left: outcome.left.into(),
+        };
+        // Told twice: the fuller one, because the other was a repeat for nobody.
+        if !self.settled || self.resolved < got.resolved {
+            *self = got;
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.resolved += other.resolved;
+        self.acknowledged += other.acknowledged;
+        self.given_up += other.given_up;
+        self.left += other.left;
+    }
+}
+
+#[derive(Default)]
+struct Ledger {
+    first: HashMap<(MsgId, Incarnation), Got>,
+    lagging: HashMap<(MsgId, Incarnation), Got>,
+    resumed: HashMap<MsgId, u64>,
+    broken: Vec<(MsgId, Incarnation)>,
+}
+
+impl Law {
+    pub(super) fn new(at_ms: u64, room: Option<(AppId, RoomId)>) -> Self {
+        let reach_ms = u64::try_from(REACH.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            since_ms: at_ms.saturating_sub(reach_ms),
+            at_ms,
+            room,
+            owed: BTreeMap::new(),
+            whispers: HashMap::new(),
+            written: 0,
+            read: 0,
+            gone: HashMap::new(),
+            cut_off: false,
+        }
+    }
+
+    pub(super) fn before(&mut self, _: &LogEntry, record: &Record) {
+        match &record.event {
+            Event::GatewayGone { gateway } => {
+                let newest = self.gone.entry(gateway.id.clone()).or_default();
+                *newest = (*newest).max(gateway.epoch);
+            }
+            Event::SessionsChanged { changes, .. } => {
+                for change in changes {
+                    if let SessionChange::Read { msg_ids, .. } = change {
+                        let taken = msg_ids.iter().filter(|id| self.whispers.remove(id).is_some());
+                        self.read += u64::try_from(taken.count()).unwrap_or(0);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn after(
+        &mut self,
+        state: &super::key::State,
+        entry: &LogEntry,
+        effects: &[Effect],
+    ) {
+        if entry.written_ms < self.since_ms {
+            return;
+        }
+        let event = entry.msg_id();
+        for effect in effects {
+            match effect {
+                Effect::Deliver { to, envelope: Envelope::Room { app, room, from, .. } } => {
+                    if self.room.is_some_and(|only| only != (*app, *room)) {
+                        continue;
+                    }
+                    let there = state.fold.hearers(*app, *room, to, *from);
+                    if self.owed.len() < MESSAGES_MAX || self.owed.contains_key(&event) {
+                        let owed = self.owed.entry(event).or_insert_with(|| Owed {
+                            place: (*app, *room),
+                            partition: Partition::of_room(*app, *room),
+                            stored_ms: entry.written_ms,
+                            at: BTreeMap::new(),
+                            again: 0,
+                        });
+                        owed.at.insert(to.clone(), u64::try_from(there).unwrap_or(0));
+                    } else {
+                        self.cut_off = true;
+                    }
+                }
+                Effect::Repeat { msg_id, connections, .. } => {
+                    if let Some(owed) = self.owed.get_mut(msg_id) {
+                        owed.again += u64::try_from(connections.len()).unwrap_or(0);
+                    }
+                }
+                Effect::Deliver {
+                    envelope: Envelope::Direct { app, user, msg_id, .. }, ..
+                } if *msg_id == event && self.room.is_none() => {
+                    self.whispered(event, *app, *user);
+                }
+                Effect::KeepForLater { app, user, .. } if self.room.is_none() => {
+                    self.whispered(event, *app, *user);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn whispered(&mut self, msg_id: MsgId, app: AppId, user: UserId) {
+        if self.whispers.insert(msg_id, (app, user)).is_none() {
+            self.written += 1;
+        }
+    }
+
+    /// Compares what is owed with the ledger, and once more where it does not fit.
+    pub(super) async fn hold(&self, bus: &Bus, rebuilt: &Rebuilt) -> anyhow::Result<LawReport> {
+        let first = self.look(bus, rebuilt).await?;
+        if first.breaches.is_empty() {
+            return Ok(first);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        self.look(bus, rebuilt).await
+    }
+
+    async fn look(&self, bus: &Bus, rebuilt: &Rebuilt) -> anyhow::Result<LawReport> {
+        let ledger = self.read_ledger(bus).await?;
+        let mut report = LawReport {
+            since_ms: self.since_ms,
+            cut_off: self.cut_off,
+            whispers: self.whisper_law(rebuilt),
+            ..LawReport::default()
+        };
+        let mut rooms: BTreeMap<(AppId, RoomId), RoomLaw> = BTreeMap::new();
+        let mut open: BTreeMap<Incarnation, Vec<MsgId>> = BTreeMap::new();
+        for (msg_id, owed) in &self.owed {
+            let sums = rooms.entry(owed.place).or_default();
+            sums.messages += 1;
+            sums.taken_over += owed.again;
+            sums.resumed += ledger.resumed.get(msg_id).copied().unwrap_or(0);
+            for (gateway, there) in &owed.at {
+                sums.accepted += there;
+                let place = (*msg_id, gateway.clone());
+                let lagging = ledger.lagging.get(&place).copied().unwrap_or_default();
+                let Some(mut got) = ledger.first.get(&place).copied() else {
+                    match self.is_gone(gateway) {
+                        true => sums.gone_with_a_gateway += there,
+                        false => {
+                            sums.in_flight += there;
+                            if self.is_old(owed) {
+                                open.entry(gateway.clone()).or_default().push(*msg_id);
+                            }
+                        }
+                    }
+                    continue;
+                };
+                got.add(lagging);
+                if *there < got.resolved {
+                    report.breach(*msg_id, format!(
+                        "gateway {gateway} sent it to {} connections, and the log knows {there} there",
+                        got.resolved
+                    ));
+                }
+                sums.acknowledged += got.acknowledged;
+                sums.given_up += got.given_up;
+                // Whom the log still had there and the gateway had not.
+                let settled = got.acknowledged + got.given_up;
+                match self.is_old(owed) {
+                    true => sums.left += there.saturating_sub(settled),
+                    false => {
+                        sums.left += got.left;
+                        sums.in_flight += there.saturating_sub(settled + got.left);
+                    }
+                }
+            }
+        }
+        for (msg_id, gateway) in ledger.broken {
+            let words = "resolved is not acknowledged, given up and left together";
+            report.breach(
+                msg_id,
+                format!("the outcome of gateway {gateway} contradicts itself: {words}"),
+            );
+        }
+        for (gateway, msg_ids) in open {
+            self.find_lost(bus, &gateway, msg_ids, &mut report).await?;
+        }
+        let named = |((app, room), sums)| RoomLaw { app: Some(app), room: Some(room), ..sums };
+        report.rooms = rooms.into_iter().map(named).collect();
+        Ok(report)
+    }
+
+    /// What is neither settled nor in its gateway's queue is nowhere.
+    async fn find_lost(
+        &self,
+        bus: &Bus,
+        gateway: &Incarnation,
+        msg_ids: Vec<MsgId>,
+        report: &mut LawReport,
+    ) -> anyhow::Result<()> {
+        let queued = bus.queued(gateway, QUEUED_MAX).await?;
+        if QUEUED_MAX <= queued.len() {
+            return Ok(());
+        }
+        for msg_id in msg_ids.into_iter().filter(|msg_id| !queued.contains(msg_id)) {
+            let Some(owed) = self.owed.get(&msg_id) else { continue };
+            // Its owner may not have come to it yet.
+            if msg_id.seq() <= bus.position(owed.partition).await? {
+                report.breach(msg_id, format!(
+                    "it was handed to gateway {gateway}, which has it no more and reported nothing"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_gone(&self, gateway: &Incarnation) -> bool {
+        self.gone.get(&gateway.id).is_some_and(|gone| gateway.epoch <= *gone)
+    }
+
+    fn is_old(&self, owed: &Owed) -> bool {
+        let young_ms = u64::try_from(YOUNG.as_millis()).unwrap_or(u64::MAX);
+        owed.stored_ms.saturating_add(young_ms) < self.at_ms
+    }
+
+    fn whisper_law(&self, rebuilt: &Rebuilt) -> WhisperLaw {
+        let waits = |(msg_id, (app, user)): (&MsgId, &(AppId, UserId))| {
+            let state = rebuilt.state(Partition::of_user(*app, *user));
+            state.is_some_and(|state| state.fold.waits(*app, *user, *msg_id))
+        };
+        let waiting = self.whispers.iter().filter(|whisper| waits(*whisper)).count();
+        let waiting = u64::try_from(waiting).unwrap_or(0);
+        let (accepted, acknowledged) = (self.written, self.read);
+        let forgotten = accepted.saturating_sub(acknowledged + waiting);
+        WhisperLaw { accepted, acknowledged, waiting, forgotten }
+    }
+
+    async fn read_ledger(&self, bus: &Bus) -> anyhow::Result<Ledger> {
+        let mut ledger = Ledger::default();
+        let mut reader = bus.read_ledger(&[Shelf::Outcomes, Shelf::Resumes], self.since_ms).await?;
+        while let Some(entry) = reader.next().await? {
+            let LedgerPage::Outcomes(batch) = entry.page else { continue };
+            for outcome in batch.outcomes.iter().filter(|o| self.owed.contains_key(&o.msg_id)) {
+                let place = (outcome.msg_id, batch.gateway.clone());
+                let parts = u64::from(outcome.acknowledged)
+                    + u64::from(outcome.given_up)
+                    + u64::from(outcome.left);
+                if u64::from(outcome.resolved) != parts {
+                    ledger.broken.push(place.clone());
+                }
+                match outcome.via {
+                    Via::Envelope | Via::Log => {
+                        ledger.first.entry(place).or_default().take(outcome)
+                    }
+                    Via::Lagging => ledger.lagging.entry(place).or_default().take(outcome),
+                    Via::Resume => {
+                        let resumed = ledger.resumed.entry(outcome.msg_id).or_default();
+                        *resumed += u64::from(outcome.resolved);
+                    }
+                    Via::Repeat | Via::Other => {}
+                }
+            }
+        }
+        reader.close().await;
+        Ok(ledger)
+    }
+}
+
+impl LawReport {
+    fn breach(&mut self, msg_id: MsgId, words: String) {
+        if self.breaches.len() < BREACHES_MAX {
+            self.breaches.push(Difference {
+                projection: Projection::Conservation,
+                key: format!("message {msg_id}"),
+                live: Some(words),
+                log: None,
+                detail: Some(format!("qiyu trace {msg_id} tells the rest")),
+                parted: None,
+            });
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What lives: the owners' folds, the buckets, the tables.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream};
+use qiyu_fanout::{fold::Thing, past};
+use qiyu_living::Claim;
+use qiyu_nats::{
+    Bus, Partition, chain, codec,
+    command::{SurveyFold, fold_of},
+    measure::{self, MeasureEntry},
+    room::{RoomCounts, RoomEntry},
+    stream::BucketName,
+};
+use qiyu_presence::{Gateways, Sessions};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Running, Scope,
+    key::{
+        Key, Projection, shown_anchor, shown_counts, shown_measures, shown_record, shown_room,
+        shown_sessions,
+    },
+};
+
+/// Things in one answer of an owner.
+const PAGE: u32 = 10_000;
+/// Owners asked at once.
+const ASKED_AT_ONCE: usize = 8;
+/// How often a partition whose owner does not answer is asked again: it may be
+/// changing hands, which after a sudden death takes six seconds.
+const ASKED_AGAIN: u32 = 10;
+/// And after how long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Snapshots of each partition that are compared: those a successor would take.
+const SNAPSHOTS_MAX: usize = 3;
+
+/// Some of what a fold knew at one position.
+#[derive(Clone, Debug)]
+pub(super) struct Page {
+    pub(super) position: u64,
+    /// `None`: an owner's; else the snapshot at this sequence.
+    pub(super) snapshot: Option<u64>,
+    pub(super) after: Option<Thing>,
+    /// `None`: to the end.
+    pub(super) last: Option<Thing>,
+    pub(super) things: BTreeMap<Thing, u64>,
+}
+
+impl Page {
+    pub(super) fn key(&self, partition: Partition, thing: Thing) -> Key {
+        match self.snapshot {
+            None => Key::Live(partition, thing),
+            Some(position) => Key::Snapshot(partition, position, thing),
+        }
+    }
+
+    /// Whether it would have `thing`, if it was there.
+    pub(super) fn covers(&self, thing: Thing) -> bool {
+        self.after.is_none_or(|after| after < thing) && self.last.is_none_or(|last| thing <= last)
+    }
+}
+
+/// What could not be looked at, and why.
+pub(super) type Unchecked = BTreeMap<Projection, String>;
+
+/// Everything the owners and the newest snapshots say, by partition and position.
+pub(super) async fn pages(
+    bus: &Bus,
+    scope: &Scope,
+    at_ms: u64,
+    unchecked: &mut Unchecked,
+) -> HashMap<Partition, Vec<Page>> {
+    let mut asked = stream::iter(scope.partitions())
+        .map(|partition| async move {
+            let owners = match scope.running {
+                Running::Yes => survey(bus, partition, at_ms).await,
+                Running::No => Ok(Vec::new()),
+            };
+            (partition, owners, snapshots(bus, partition, at_ms).await)
+        })
+        .buffer_unordered(ASKED_AT_ONCE);
+    let mut found: HashMap<Partition, Vec<Page>> = HashMap::new();
+    while let Some((partition, owners, snapshots)) = asked.next().await {
+        for (projection, pages) in
+            [(Projection::Membership, owners), (Projection::Snapshots, snapshots)]
+        {
+            match pages {
+                Ok(pages) => found.entry(partition).or_default().extend(pages),
+                Err(reason) => drop(unchecked.insert(projection, reason)),
+            }
+        }
+    }
+    for pages in found.values_mut() {
+        pages.sort_by_key(|page| page.position);
+    }
+    found
+}
+
+/// What the owner of a partition knows.
+async fn survey(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<Page>, String> {
+    let mut pages: Vec<Page> = Vec::new();
+    let mut tries = 0;
+    loop {
+        let after = pages.last().and_then(|page| page.last);
+        let asked = SurveyFold { at_ms, after: after.map(|thing| thing.to_string()), limit: PAGE };
+        let answer = match bus.ask(&fold_of(partition), &asked).await {
+            Ok(answer) => answer,
+            Err(error) if ASKED_AGAIN <= tries => {
+                return Err(format!("the owner of {partition} does not answer: {}", chain(&error)));
+            }
+            Err(_) => {
+                tries += 1;
+                tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                continue;
+            }
+        };
+        let thing = |(name, hash): (String, u64)| Some((name.parse::<Thing>().ok()?, hash));
+        let things: BTreeMap<Thing, u64> = answer.things.into_iter().filter_map(thing).collect();
+        let last = things.keys().last().copied().filter(|_| answer.has_next);
+        let position = answer.position;
+        pages.push(Page { position, snapshot: None, after, last, things });
+        if last.is_none() {
+            return Ok(pages);
+        }
+    }
+}
+
+async fn snapshots(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<Page>, String> {
+    let failed = |error: past::PastError| chain(&error);
+    let positions = past::snapshots(bus, partition).await.map_err(failed)?;
+    let newest = positions.len().saturating_sub(SNAPSHOTS_MAX);
+    let mut pages = Vec::new();
+    for position in positions.into_iter().skip(newest) {
+        // Meanwhile it may have been replaced by a newer one.
+        let fold = past::snapshot_at(bus, partition, position).await.map_err(failed)?;
+        let Some(fold) = fold else { continue };
+        let (things, _) = fold.survey(at_ms, None, usize::MAX);
+        let (after, last, snapshot) = (None, None, Some(position));
+        pages.push(Page { position, snapshot, after, last, things });
+    }
+    Ok(pages)
+}
+
+/// What the buckets and tables hold: for each key the ways it may be written,
+/// the fullest first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Holdings(pub(super) BTreeMap<Key, Vec<String>>);
+
+/// Reads the buckets and the tables.
+pub(super) async fn holdings(
+    bus: &Bus,
+    scope: &Scope,
+    at_ms: u64,
+    unchecked: &mut Unchecked,
+) -> Holdings {
+    let mut held = Holdings::default();
+    let mut failed = |projections: &[Projection], reason: String| {
+        unchecked.extend(projections.iter().map(|projection| (*projection, reason.clone())));
+    };
+    if let Err(reason) = rooms(bus, &mut held).await {
+        failed(&[Projection::Rooms, Projection::Anchors, Projection::Moderation], reason);
+    }
+    if let Err(reason) = measures(bus, at_ms, &mut held).await {
+        failed(&[Projection::Moderation], reason);
+    }
+    if scope.running == Running::Yes {
+        if let Err(reason) = counts(bus, &mut held).await {
+            failed(&[Projection::Counters], reason);
+        }
+        if let Err(reason) = presence(bus, &mut held).await {
+            failed(&[Projection::Presence], reason);
+        }
+    }
+    if let Err(reason) = tables(scope, &mut held).await {
+        failed(&[Projection::Table, Projection::Records], reason);
+    }
+    held
+}
+
+async fn rooms(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+    let listed = bus.bucket(BucketName::Rooms).list().await.map_err(|error| chain(&error))?;
+    for (key, slot) in listed {
+        let Some((app, room)) = pair(&key) else { continue };
+        let entry = slot.value.and_then(|value| codec::decode::<RoomEntry>(&value).ok());
+        let shown = entry.map_or_else(
+            || vec!["not readable".to_owned()],
+            |e| {
+                let full = shown_room(e.anchor, e.room_type, &e.name, &e.cover, e.opened);
+                vec![full, shown_anchor(e.anchor)]
+            },
+        );
+        held.0.insert(Key::Room(app, room), shown);
+    }
+    let listed = bus.bucket(BucketName::Anchors).list().await.map_err(|error| chain(&error))?;
+    for (key, slot) in listed {
+        let Some((app, anchor)) = pair(&key) else { continue };
+        let claim = slot.value.and_then(|value| codec::decode::<Claim>(&value).ok());
+        if let Some(claim) = claim {
+            held.0.entry(Key::Anchor(app, claim.room)).or_default().push(shown_anchor(anchor));
+        }
+    }
+    Ok(())
+}
+
+async fn measures(bus: &Bus, at_ms: u64, held: &mut Holdings) -> Result<(), String> {
+    let listed = bus.bucket(BucketName::Measures).list().await.map_err(|error| chain(&error))?;
+    for (key, slot) in listed {
+        let Some((app, room, user)) = measure::parse_key(&key) else { continue };
+        let entry = slot.value.and_then(|value| codec::decode::<MeasureEntry>(&value).ok());
+        let shown = match entry {
+            Some(entry) => shown_measures(&entry, at_ms),
+            None => Some("not readable".to_owned()),
+        };
+        if let Some(shown) = shown {
+            held.0.insert(Key::Measure(app, room, user), vec![shown]);
+        }
+    }
+    Ok(())
+}
+
+async fn counts(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+    let listed = bus.bucket(BucketName::Watch).list().await.map_err(|error| chain(&error))?;
+    for (key, slot) in listed {
+        let Some((app, room)) = pair(&key) else { continue };
+        let counts = slot.value.and_then(|value| codec::decode::<RoomCounts>(&value).ok());
+        let shown = counts.map_or_else(
+            || "not readable".to_owned(),
+            |counts| shown_counts(counts.watch_num, counts.good_num),
+        );
+        held.0.insert(Key::Counts(app, room), vec![shown]);
+    }
+    Ok(())
+}
+
+async fn presence(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let _until_read = stop.clone().drop_guard();
+    let gateways = Gateways::follow(bus, &tasks, stop).await.map_err(|error| chain(&error))?;
+    let everybody = Sessions::new(bus, gateways).all().await.map_err(|error| chain(&error))?;
+    for ((app, user), sessions) in everybody {
+        let session = |s: &qiyu_presence::Session| format!("{} of {}", s.connection, s.gateway);
+        let sessions: BTreeSet<String> = sessions.iter().map(session).collect();
+        let shown = shown_sessions(sessions.into_iter().collect());
+        held.0.insert(Key::Presence(app, user), vec![shown]);
+    }
+    Ok(())
+}
+
+async fn tables(scope: &Scope, held: &mut Holdings) -> Result<(), String> {
+    let tables = qiyu_living::look(&scope.database_url).await.map_err(|error| chain(&error))?;
+    for row in tables.open {
+        let full = shown_room(row.anchor, row.room_type, &row.name, &row.cover, row.opened);
+        held.0.insert(Key::Row(row.app, row.room), vec![full, shown_anchor(row.anchor)]);
+    }
+    for row in tables.records {
+        let shown = shown_record(row.anchor, row.closed, row.closed_at_ms);
+        held.0.insert(Key::Record(row.app, row.room), vec![shown]);
+    }
+    Ok(())
+}
+
+/// The two ids a key such as `10001.7` is made of.
+fn pair<A: std::str::FromStr, B: std::str::FromStr>(key: &str) -> Option<(A, B)> {
+    let (first, second) = key.split_once('.')?;
+    Some((first.parse().ok()?, second.parse().ok()?))
+}

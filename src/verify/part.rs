@@ -1,0 +1,108 @@
+//! Where what lives has parted from the log: the log is read once more, for
+//! the things that differ alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use qiyu_fanout::fold::Effect;
+use qiyu_nats::{Bus, MsgId, Partition, event::Record, log::LogEntry};
+use serde::Serialize;
+
+use super::{
+    compare::Pair,
+    key::{Key, State},
+    rebuild::{Rebuilt, Witness},
+};
+
+/// Things whose parting is looked for. A broken projection differs in everything.
+const PARTED_MAX: usize = 50;
+
+/// Where one thing has parted from the log.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "how", rename_all = "snake_case")]
+pub(super) enum Parted {
+    /// It is what the log said until this event, the first it does not follow.
+    At { event: MsgId, subject: String, at_ms: u64 },
+    /// It is nothing the log ever said; this is the last event about it.
+    Never { event: MsgId, subject: String, at_ms: u64 },
+    /// It is nothing the log ever said, and no event is about it.
+    Unheard,
+}
+
+/// Looks for the partings of `differing`, as far as they are not too many.
+pub(super) async fn part(
+    bus: &Bus,
+    differing: &BTreeMap<Key, Pair>,
+    at_ms: u64,
+) -> anyhow::Result<BTreeMap<Key, Parted>> {
+    let tracked: Vec<(Key, Pair)> =
+        differing.iter().take(PARTED_MAX).map(|(key, pair)| (*key, pair.clone())).collect();
+    let partitions: BTreeSet<Partition> = tracked.iter().map(|(key, _)| key.partition()).collect();
+    if partitions.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let partitions: Vec<Partition> = partitions.into_iter().collect();
+    let mut rebuilt = Rebuilt::begin(bus, &partitions).await?;
+    let mut watching = Watching { at_ms, tracks: Vec::new() };
+    for (key, pair) in tracked {
+        let Some(state) = rebuilt.state(key.partition()) else { continue };
+        let before = key.expected(state, at_ms);
+        let agrees = pair.agrees(before.as_ref());
+        let (last, at) = (None, None);
+        watching.tracks.push(Track { key, pair, before, agrees, ever: agrees, last, at });
+    }
+    rebuilt.advance(bus, &mut watching).await?;
+    let parted = watching.tracks.into_iter().map(|track| (track.key, track.parted()));
+    Ok(parted.collect())
+}
+
+struct Watching {
+    at_ms: u64,
+    tracks: Vec<Track>,
+}
+
+struct Track {
+    key: Key,
+    pair: Pair,
+    before: Option<String>,
+    agrees: bool,
+    ever: bool,
+    /// The last event that changed it.
+    last: Option<(MsgId, String, u64)>,
+    /// The event after which they did not agree any more.
+    at: Option<(MsgId, String, u64)>,
+}
+
+impl Track {
+    fn parted(self) -> Parted {
+        match (self.ever, self.at, self.last) {
+            (true, Some((event, subject, at_ms)), _) => Parted::At { event, subject, at_ms },
+            (_, _, Some((event, subject, at_ms))) => Parted::Never { event, subject, at_ms },
+            (_, _, None) => Parted::Unheard,
+        }
+    }
+}
+
+impl Witness for Watching {
+    fn before(&mut self, _: Partition, _: &State, _: &LogEntry, _: &Record) {}
+
+    fn after(&mut self, state: &State, entry: &LogEntry, _: &[Effect]) {
+        let token = entry.subject.split('.').nth(2).unwrap_or_default();
+        for track in &mut self.tracks {
+            let beyond = 0 < track.pair.until && track.pair.until < entry.seq;
+            if beyond || track.key.partition().to_string() != token {
+                continue;
+            }
+            let now = track.key.expected(state, self.at_ms);
+            if now == track.before {
+                continue;
+            }
+            let event = (entry.msg_id(), entry.subject.clone(), entry.written_ms);
+            let agrees = track.pair.agrees(now.as_ref());
+            if track.agrees && !agrees {
+                track.at = Some(event.clone());
+            }
+            track.last = Some(event);
+            (track.before, track.agrees, track.ever) = (now, agrees, track.ever || agrees);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The log, folded anew.
+
+use std::collections::HashMap;
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use qiyu_fanout::{
+    fold::Effect,
+    past::{self, PastError},
+};
+use qiyu_nats::{
+    Bus, MsgId, Partition,
+    event::Record,
+    log::{From, LogEntry},
+    subject,
+};
+
+use super::key::State;
+
+/// Partitions whose beginnings are read at once.
+const BEGINNINGS_AT_ONCE: usize = 16;
+
+/// Some partitions, from their beginnings to as far as they have been read.
+pub(super) struct Rebuilt {
+    partitions: HashMap<Partition, Rebuilding>,
+    /// Everything up to here is folded.
+    read: u64,
+}
+
+struct Rebuilding {
+    state: State,
+    /// Where its beginning stands: what comes before it is in it.
+    base: u64,
+}
+
+/// Who watches an event being folded.
+pub(super) trait Witness {
+    /// It is about to be.
+    fn before(&mut self, partition: Partition, state: &State, entry: &LogEntry, record: &Record);
+    /// It has been, and this follows from it.
+    fn after(&mut self, state: &State, entry: &LogEntry, effects: &[Effect]);
+}
+
+/// Watches nothing.
+pub(super) struct Nobody;
+
+impl Witness for Nobody {
+    fn before(&mut self, _: Partition, _: &State, _: &LogEntry, _: &Record) {}
+    fn after(&mut self, _: &State, _: &LogEntry, _: &[Effect]) {}
+}
+
+impl Rebuilt {
+    /// As of where the log's memory begins.
+    pub(super) async fn begin(bus: &Bus, partitions: &[Partition]) -> anyhow::Result<Self> {
+        let begun: Vec<(Partition, Rebuilding)> = stream::iter(partitions.to_vec())
+            .map(|partition| async move {
+                let (base, fold) = past::beginning(bus, partition).await?;
+                let state = State { fold, ..State::default() };
+                Ok::<_, PastError>((partition, Rebuilding { state, base }))
+            })
+            .buffer_unordered(BEGINNINGS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let read = begun.iter().map(|(_, begun)| begun.base).min().unwrap_or(0);
+        Ok(Self { partitions: begun.into_iter().collect(), read })
+    }
+
+    /// Folds what has been written since, up to the log's end as of now. Returns
+    /// how many events that were.
+    pub(super) async fn advance(
+        &mut self,
+        bus: &Bus,
+        witness: &mut impl Witness,
+    ) -> anyhow::Result<u64> {
+        let filters = self.partitions.keys().map(|p| subject::partition(*p)).collect();
+        let mut reader = bus.read_history(filters, From::After(self.read)).await?;
+        let (mut left, mut events) = (reader.pending_at_start(), 0);
+        while 0 < left {
+            let entry = reader.next().await?;
+            left = entry.pending.min(left - 1);
+            self.read = entry.seq;
+            let token = entry.subject.split('.').nth(2).unwrap_or_default();
+            let Ok(partition) = token.parse::<Partition>() else { continue };
+            let Some(rebuilding) = self.partitions.get_mut(&partition) else { continue };
+            if entry.seq <= rebuilding.base {
+                continue;
+            }
+            events += 1;
+            let Ok(record) = entry.record() else { continue }; // set aside by its owner, too
+            witness.before(partition, &rebuilding.state, &entry, &record);
+            rebuilding.state.note(entry.msg_id(), &record);
+            let effects = rebuilding.state.fold.apply(entry.msg_id(), record);
+            witness.after(&rebuilding.state, &entry, &effects.unwrap_or_default());
+        }
+        reader.close().await;
+        Ok(events)
+    }
+
+    pub(super) fn state(&self, partition: Partition) -> Option<&State> {
+        self.partitions.get(&partition).map(|rebuilding| &rebuilding.state)
+    }
+
+    pub(super) fn states(&self) -> impl Iterator<Item = &State> {
+        self.partitions.values().map(|rebuilding| &rebuilding.state)
+    }
+
+    /// The last event that is folded.
+    pub(super) fn position(&self) -> MsgId {
+        MsgId::at(self.read)
+    }
+}

@@ -1,0 +1,176 @@
+//! What a verification found, as people and programs read it.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use qiyu_nats::MsgId;
+use serde::{Serialize, Serializer};
+
+use super::{
+    key::Projection,
+    law::{LawReport, RoomLaw},
+    live::Unchecked,
+    part::Parted,
+};
+use crate::trace::moment;
+
+/// Differences and rooms that are written out; the JSON form has all.
+const LINES_MAX: usize = 50;
+
+/// Everything that came of a verification.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// The last event that was folded.
+    pub(super) position: MsgId,
+    pub(super) events: u64,
+    pub(super) took_ms: u64,
+    /// How many things of each projection were compared.
+    pub(super) checked: BTreeMap<Projection, u64>,
+    pub(super) differences: Vec<Difference>,
+    /// What could not be compared, and why.
+    pub(super) unchecked: Unchecked,
+    pub(super) conservation: LawReport,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            position: MsgId::at(0),
+            events: 0,
+            took_ms: 0,
+            checked: BTreeMap::new(),
+            differences: Vec::new(),
+            unchecked: Unchecked::new(),
+            conservation: LawReport::default(),
+        }
+    }
+}
+
+/// One thing that is not what the log says.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Difference {
+    #[serde(serialize_with = "name")]
+    pub(super) projection: Projection,
+    pub(super) key: String,
+    /// `None`: it is not there.
+    pub(super) live: Option<String>,
+    /// `None`: it should not be there.
+    pub(super) log: Option<String>,
+    pub(super) detail: Option<String>,
+    pub(super) parted: Option<Parted>,
+}
+
+fn name<S: Serializer>(projection: &Projection, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(projection.name())
+}
+
+impl Report {
+    pub(super) fn add_law(&mut self, law: LawReport) {
+        self.differences.extend(law.breaches.iter().cloned());
+        let messages = law.rooms.iter().map(|room| room.messages).sum::<u64>();
+        self.checked.insert(Projection::Conservation, messages + law.whispers.accepted);
+        self.conservation = law;
+    }
+
+    pub(super) fn pretty(&self) -> String {
+        let mut text = String::new();
+        let mut line = |words: &str| {
+            writeln!(text, "{words}").ok(); // writing to a String does not fail
+        };
+        let (events, position, took_ms) = (self.events, self.position, self.took_ms);
+        line(&format!("{events} events folded up to {position}, in {took_ms} ms"));
+        for projection in Projection::ALL {
+            let of_it = self.differences.iter().filter(|d| d.projection == projection).count();
+            let name = projection.name();
+            match (self.unchecked.get(&projection), self.checked.get(&projection)) {
+                (Some(reason), _) => line(&format!("  {name:<13}NOT CHECKED: {reason}")),
+                (None, None) => {}
+                (None, Some(checked)) => {
+                    let verdict = match of_it {
+                        0 => "as the log says".to_owned(),
+                        differ => format!("{differ} DIFFER"),
+                    };
+                    line(&format!("  {name:<13}{checked} compared, {verdict}"));
+                }
+            }
+        }
+        for difference in self.differences.iter().take(LINES_MAX) {
+            line("");
+            difference.lines().iter().for_each(|words| line(words));
+        }
+        let more = self.differences.len().saturating_sub(LINES_MAX);
+        if 0 < more {
+            line(&format!("\nand {more} more; --format json lists all"));
+        }
+        self.law_lines().iter().for_each(|words| line(words));
+        text
+    }
+
+    fn law_lines(&self) -> Vec<String> {
+        let law = &self.conservation;
+        let since = moment(law.since_ms);
+        let mut lines = vec![String::new(), format!("what was accepted since {since}:")];
+        lines.extend(law.rooms.iter().take(LINES_MAX).map(room_line));
+        let more = law.rooms.len().saturating_sub(LINES_MAX);
+        if 0 < more {
+            lines.push(format!("  and {more} more rooms; --format json lists all"));
+        }
+        let whispers = &law.whispers;
+        lines.push(format!(
+            "  1:1: {} = {} acknowledged + {} waiting + {} beyond the newest thousand of a user",
+            whispers.accepted, whispers.acknowledged, whispers.waiting, whispers.forgotten
+        ));
+        if law.cut_off {
+            lines.push("  (there was more than one run counts)".to_owned());
+        }
+        lines
+    }
+}
+
+fn room_line(law: &RoomLaw) -> String {
+    let room = law.room.map_or(String::new(), |room| room.to_string());
+    format!(
+        "  room {room}: {} messages for {} connections = {} acknowledged + {} given up + {} left \
+         + {} in flight + {} gone with a gateway; besides {} resumed, {} taken over",
+        law.messages,
+        law.accepted,
+        law.acknowledged,
+        law.given_up,
+        law.left,
+        law.in_flight,
+        law.gone_with_a_gateway,
+        law.resumed,
+        law.taken_over
+    )
+}
+
+impl Difference {
+    fn lines(&self) -> Vec<String> {
+        if self.projection == Projection::Conservation {
+            let live = self.live.as_deref().unwrap_or_default();
+            let detail = self.detail.as_deref().unwrap_or_default();
+            return vec![format!("{}: {live} ({detail})", self.key)];
+        }
+        let or_nothing =
+            |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing there".to_owned());
+        let mut lines = vec![
+            self.key.clone(),
+            format!("  is       {}", or_nothing(&self.live)),
+            format!("  the log  {}", or_nothing(&self.log)),
+        ];
+        lines.extend(self.detail.iter().map(|detail| format!("  detail   {detail}")));
+        let parted = match &self.parted {
+            None => return lines,
+            Some(Parted::At { event, subject, at_ms }) => {
+                format!("they part at {event} ({subject}, {})", moment(*at_ms))
+            }
+            Some(Parted::Never { event, subject, at_ms }) => format!(
+                "it is nothing the log ever said; the last event about it is {event} ({subject}, \
+                 {})",
+                moment(*at_ms)
+            ),
+            Some(Parted::Unheard) => "no event of the log is about it".to_owned(),
+        };
+        lines.push(format!("  parted   {parted}"));
+        lines
+    }
+}
