@@ -18,12 +18,15 @@ use std::{
 use qiyu_gateway::{MultiDevice, Silence};
 use qiyu_nats::{AppId, GatewayId, Profile, Secret};
 
-pub(crate) use self::table::{SETTINGS, markdown};
+pub(crate) use self::{
+    table::{SETTINGS, markdown},
+    value::duration,
+};
 use self::{
     table::{Setting, nearest},
     value::{
-        address, apps, duration, host_and_port, jwt_secret, log, log_format, multi_device, number,
-        origins, parsed, path, profile, rate, rate_or_none, ratio, replicas, silence, streams, url,
+        address, apps, host_and_port, jwt_secret, log, log_format, multi_device, number, origins,
+        parsed, path, profile, rate, rate_or_none, ratio, replicas, silence, streams, url,
         verify_every,
     },
 };

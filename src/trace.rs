@@ -16,7 +16,7 @@ use qiyu_nats::{MsgId, UserId};
 use serde_json::json;
 
 use self::life::Life;
-pub(crate) use self::print::moment;
+pub(crate) use self::print::{moment, plural};
 use crate::{reach::Reached, run::say, settings::Settings};
 
 /// How the answer is written.

@@ -15,14 +15,21 @@ mod rebuild;
 mod report;
 mod watch;
 
-use std::{process::ExitCode, time::Instant};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use clap::{Arg, ArgMatches, Command};
 use qiyu_nats::{AppId, Bus, Partition, RoomId};
 
 pub(crate) use self::watch::Watch;
 use self::{compare::Comparison, report::Report};
-use crate::{reach::Reached, run::say, settings::Settings};
+use crate::{
+    reach::Reached,
+    run::say,
+    settings::{self, Settings},
+};
 
 /// Something differs.
 const DIFFERS: u8 = 1;
@@ -38,7 +45,14 @@ struct Scope {
     database_url: String,
     /// Whether owners and gateways are there to be asked.
     running: Running,
+    /// How long a message may be on its way before its outcome is missed.
+    grace: Duration,
 }
+
+/// The usual [`Scope::grace`]: two copies 4 s apart as by default, those of a
+/// takeover, and a pause. Longer where `QIYU_ACK_WAIT` is.
+const GRACE: Duration = Duration::from_secs(60);
+const GRACE_MAX: Duration = Duration::from_secs(3600);
 
 /// Whether a system is at work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +77,11 @@ pub(crate) fn command() -> Command {
         .value_name("ROOMID")
         .help("Verify only this room, of the first of QIYU_APPS")
         .value_parser(|text: &str| text.parse::<RoomId>());
+    let grace = Arg::new("grace")
+        .long("grace")
+        .value_name("DURATION")
+        .help("How long a message may be on its way before its outcome is missed [default: 60s]")
+        .value_parser(|text: &str| settings::duration(text, Duration::ZERO..=GRACE_MAX));
     let format = Arg::new("format")
         .long("format")
         .value_name("FORMAT")
@@ -75,7 +94,7 @@ pub(crate) fn command() -> Command {
             "Ends with 0 when everything is what the log says, with 1 when something differs, \
              with 2 when something could not be checked.",
         )
-        .args([room, format])
+        .args([room, grace, format])
 }
 
 /// Verifies what the command line names, and says what came of it.
@@ -86,6 +105,7 @@ pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::
         room: settings.apps.first().copied().zip(room),
         database_url: settings.database_url.expose().to_owned(),
         running: if reached.is_running() { Running::Yes } else { Running::No },
+        grace: arguments.get_one::<Duration>("grace").copied().unwrap_or(GRACE),
     };
     let report = verify(&reached.bus, &scope).await;
     reached.leave().await;

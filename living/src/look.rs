@@ -43,6 +43,12 @@ pub struct RecordRow {
     pub room: RoomId,
     /// Whose it was.
     pub anchor: UserId,
+    /// 1 ordinary, 2 pk.
+    pub room_type: u8,
+    /// As it was listed.
+    pub name: String,
+    /// Cover image URL; may be empty.
+    pub cover: String,
     /// The closing's place in the log.
     pub closed: MsgId,
     /// When it closed, ms since 1970.
@@ -74,7 +80,8 @@ async fn read(pool: &AnyPool) -> Result<Tables, StoreError> {
     );
     let open = open.fetch_all(pool).await.map_err(failed)?;
     let records = sqlx::query(
-        "SELECT room_id AS id, app_id, anchor_id, end_time, log_pos FROM t_living_room_record",
+        "SELECT room_id AS id, app_id, anchor_id, type, room_name, covert_img, end_time, log_pos
+         FROM t_living_room_record",
     );
     let records = records.fetch_all(pool).await.map_err(failed)?;
     Ok(Tables {
@@ -84,15 +91,14 @@ async fn read(pool: &AnyPool) -> Result<Tables, StoreError> {
 }
 
 fn open_row(row: &AnyRow) -> Result<OpenRow, StoreError> {
-    let column = |source| StoreError::Statement { doing: "read a row", source };
     let (id, nonsense) = (number(row, "id")?, nonsense(row)?);
     Ok(OpenRow {
         app: number(row, "app_id")?.try_into().map_err(|_| nonsense())?,
         room: id.try_into().map_err(|_| nonsense())?,
         anchor: number(row, "anchor_id")?.try_into().map_err(|_| nonsense())?,
         room_type: number(row, "type")?.try_into().map_err(|_| nonsense())?,
-        name: row.try_get("room_name").map_err(column)?,
-        cover: row.try_get::<Option<String>, _>("covert_img").map_err(column)?.unwrap_or_default(),
+        name: text(row, "room_name")?,
+        cover: text(row, "covert_img")?,
         opened: number(row, "log_pos")?.try_into().map_err(|_| nonsense())?,
     })
 }
@@ -103,6 +109,9 @@ fn record_row(row: &AnyRow) -> Result<RecordRow, StoreError> {
         app: number(row, "app_id")?.try_into().map_err(|_| nonsense())?,
         room: id.try_into().map_err(|_| nonsense())?,
         anchor: number(row, "anchor_id")?.try_into().map_err(|_| nonsense())?,
+        room_type: number(row, "type")?.try_into().map_err(|_| nonsense())?,
+        name: text(row, "room_name")?,
+        cover: text(row, "covert_img")?,
         closed: number(row, "log_pos")?.try_into().map_err(|_| nonsense())?,
         closed_at_ms: number(row, "end_time")?,
     })
@@ -111,6 +120,12 @@ fn record_row(row: &AnyRow) -> Result<RecordRow, StoreError> {
 fn number(row: &AnyRow, name: &str) -> Result<u64, StoreError> {
     let column = |source| StoreError::Statement { doing: "read a row", source };
     row.try_get::<i64, _>(name).map(i64::cast_unsigned).map_err(column)
+}
+
+/// Nothing is as good as empty.
+fn text(row: &AnyRow, name: &str) -> Result<String, StoreError> {
+    let column = |source| StoreError::Statement { doing: "read a row", source };
+    Ok(row.try_get::<Option<String>, _>(name).map_err(column)?.unwrap_or_default())
 }
 
 fn nonsense(row: &AnyRow) -> Result<impl Fn() -> StoreError + use<>, StoreError> {

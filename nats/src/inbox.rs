@@ -6,13 +6,48 @@ use crate::{
     bus::{Bus, PUBLISH_TIMEOUT},
     codec,
     id::{AppId, MsgId, UserId},
-    log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
+    log::{APPEND_DEADLINE, AppendError, Condition, From, LogReader, ReadError},
     pull::{BATCH, Pulling},
     stream, subject,
 };
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 
 pub use crate::command::Kept;
+
+/// How long the next entry may take.
+const NEXT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// An open reading of all inboxes.
+pub struct InboxReader {
+    reader: LogReader,
+    left: u64,
+}
+
+impl InboxReader {
+    /// For whom the next copy is, and of which message; `None` at what was the
+    /// end when the reading was opened.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`]: this reader is finished, open another one.
+    pub async fn next(&mut self) -> Result<Option<(AppId, UserId, MsgId)>, ReadError> {
+        while 0 < self.left {
+            let entry = tokio::time::timeout(NEXT_PATIENCE, self.reader.next()).await;
+            let entry = entry.map_err(|_| ReadError::Silent)??;
+            self.left = entry.pending.min(self.left - 1);
+            let kept = codec::decode::<Kept>(&entry.payload).ok();
+            if let Some((kept, (app, user))) = kept.zip(subject::whose_inbox(&entry.subject)) {
+                return Ok(Some((app, user, kept.msg_id)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Ends the reading.
+    pub async fn close(self) {
+        self.reader.close().await;
+    }
+}
 
 impl Bus {
     /// Copies a message to its recipient's inbox; a second copy changes nothing.
@@ -46,6 +81,17 @@ impl Bus {
     pub async fn read_inbox(&self, app: AppId, user: UserId) -> Result<Vec<Kept>, ReadError> {
         let entries = self.inbox_entries(app, user).await?;
         Ok(entries.into_iter().map(|(_, kept)| kept).collect())
+    }
+
+    /// What all inboxes hold now, for whoever compares them with the log.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Open`].
+    pub async fn read_inboxes(&self) -> Result<InboxReader, ReadError> {
+        let reader = self.read_much(stream::INBOX, Vec::new(), From::After(0)).await?;
+        let left = reader.pending_at_start();
+        Ok(InboxReader { reader, left })
     }
 
     /// With their places in the stream.

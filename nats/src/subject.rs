@@ -176,6 +176,12 @@ pub fn inbox(app: AppId, user: UserId) -> String {
     format!("im.inbox.{app}.{user}")
 }
 
+/// Whose inbox has this subject.
+pub(crate) fn whose_inbox(subject: &str) -> Option<(AppId, UserId)> {
+    let (app, user) = subject.strip_prefix("im.inbox.")?.split_once('.')?;
+    Some((app.parse().ok()?, user.parse().ok()?))
+}
+
 /// Room ids are the sequence numbers of this subject's stream.
 pub const ROOM_IDS: &str = "im.ids.room";
 

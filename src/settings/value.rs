@@ -62,7 +62,8 @@ pub(super) fn jwt_secret(text: &str) -> Result<Secret, String> {
     Err(format!("at least 32 bytes long, but {}", text.len()))
 }
 
-pub(super) fn duration(text: &str, accepted: RangeInclusive<Duration>) -> Result<Duration, String> {
+/// A length of time with its unit, if it is among the `accepted`.
+pub(crate) fn duration(text: &str, accepted: RangeInclusive<Duration>) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let millis = match unit {

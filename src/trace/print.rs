@@ -145,13 +145,15 @@ fn audience(life: &Life) -> String {
             let mut gateways: Vec<_> = life.audience.iter().map(|h| &h.gateway).collect();
             gateways.sort_unstable();
             gateways.dedup();
-            let (here, there) = (life.audience.len(), gateways.len());
+            let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+            let (here, there) = (count(life.audience.len()), count(gateways.len()));
             format!("{}, {}", plural(here, "connection"), plural(there, "gateway"))
         }
     }
 }
 
-fn plural(number: usize, thing: &str) -> String {
+/// So many of something.
+pub(crate) fn plural(number: u64, thing: &str) -> String {
     let ending = if number == 1 { "" } else { "s" };
     format!("{number} {thing}{ending}")
 }

@@ -72,7 +72,7 @@ impl Comparison {
         // Before the log is read: so it is read to beyond every answer.
         let pages = pages(bus, scope, at_ms, &mut unchecked).await;
         let mut rebuilt = Rebuilt::begin(bus, &scope.partitions()).await?;
-        let mut turning = Turning::new(pages, at_ms, scope.room);
+        let mut turning = Turning::new(pages, at_ms, scope);
         let events = rebuilt.advance(bus, &mut turning).await?;
         turning.finish(&rebuilt);
         let Turning { differing, counts, law, .. } = turning;
@@ -190,6 +190,8 @@ fn is_beyond_the_log(key: Key, state: &State) -> bool {
             let known = state.rooms.get(&(app, room));
             state.fold.standing(app, room).is_none() && known.is_none()
         }
+        // Read, or pushed out by newer ones: it ends with its age.
+        Key::Kept(app, user, msg_id) => !state.fold.is_kept(app, user, msg_id),
         // Rooms are never used again, so nobody is harmed by what outlives one.
         Key::Measure(app, Some(room), _) => state.open(app, room).is_none(),
         _ => false,
@@ -235,14 +237,11 @@ struct Turning {
 }
 
 impl Turning {
-    fn new(
-        pages: HashMap<Partition, Vec<Page>>,
-        at_ms: u64,
-        room: Option<(qiyu_nats::AppId, qiyu_nats::RoomId)>,
-    ) -> Self {
+    fn new(pages: HashMap<Partition, Vec<Page>>, at_ms: u64, scope: &Scope) -> Self {
         let pages = pages.into_iter().map(|(partition, pages)| (partition, pages.into())).collect();
         let (differing, counts) = (BTreeMap::new(), BTreeMap::new());
-        Self { pages, at_ms, room, differing, counts, law: Law::new(at_ms, room) }
+        let (room, law) = (scope.room, Law::new(at_ms, scope));
+        Self { pages, at_ms, room, differing, counts, law }
     }
 
     /// Compares the pages of `partition` from before `seq`.

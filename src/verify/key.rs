@@ -35,6 +35,8 @@ pub(super) enum Projection {
     Counters,
     /// Bucket `measures`.
     Moderation,
+    /// Copies of 1:1 messages to those who are away.
+    Inbox,
     /// Table `t_living_room`.
     Table,
     /// Table `t_living_room_record`.
@@ -44,7 +46,7 @@ pub(super) enum Projection {
 }
 
 impl Projection {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Membership,
         Self::Sessions,
         Self::Names,
@@ -55,6 +57,7 @@ impl Projection {
         Self::Anchors,
         Self::Counters,
         Self::Moderation,
+        Self::Inbox,
         Self::Table,
         Self::Records,
         Self::Conservation,
@@ -72,6 +75,7 @@ impl Projection {
             Self::Anchors => "anchors",
             Self::Counters => "counters",
             Self::Moderation => "moderation",
+            Self::Inbox => "inbox",
             Self::Table => "table",
             Self::Records => "records",
             Self::Conservation => "conservation",
@@ -92,6 +96,8 @@ pub(super) enum Key {
     Anchor(AppId, RoomId),
     Counts(AppId, RoomId),
     Measure(AppId, Option<RoomId>, UserId),
+    /// A copy of this message for this user.
+    Kept(AppId, UserId, MsgId),
     Row(AppId, RoomId),
     Record(AppId, RoomId),
 }
@@ -109,6 +115,7 @@ impl Key {
             Self::Anchor(..) => Projection::Anchors,
             Self::Counts(..) => Projection::Counters,
             Self::Measure(..) => Projection::Moderation,
+            Self::Kept(..) => Projection::Inbox,
             Self::Row(..) => Projection::Table,
             Self::Record(..) => Projection::Records,
         }
@@ -118,9 +125,9 @@ impl Key {
     pub(super) fn partition(&self) -> Partition {
         match *self {
             Self::Live(partition, _) | Self::Snapshot(partition, ..) => partition,
-            Self::Presence(app, user) | Self::Measure(app, None, user) => {
-                Partition::of_user(app, user)
-            }
+            Self::Presence(app, user)
+            | Self::Measure(app, None, user)
+            | Self::Kept(app, user, _) => Partition::of_user(app, user),
             Self::Room(app, room)
             | Self::Anchor(app, room)
             | Self::Counts(app, room)
@@ -171,9 +178,14 @@ impl Key {
                 let entry = state.fold.measures_against(app, room, user)?;
                 shown_measures(entry, at_ms)
             }
+            Self::Kept(app, user, msg_id) => state.fold.is_kept(app, user, msg_id).then(shown_kept),
             Self::Record(app, room) => {
-                let (closed, at_ms) = state.rooms.get(&(app, room))?.closed?;
-                Some(shown_record(state.anchor(app, room)?, closed, at_ms))
+                let known = state.rooms.get(&(app, room))?;
+                let ((closed, at_ms), anchor) = (known.closed?, state.anchor(app, room)?);
+                let opened = known.opened.as_ref();
+                let whose =
+                    opened.map_or_else(|| shown_anchor(anchor), |opened| opened.named(anchor));
+                Some(shown_record(&whose, closed, at_ms))
             }
         }
     }
@@ -197,6 +209,9 @@ impl std::fmt::Display for Key {
             }
             Self::Measure(app, None, user) => {
                 write!(f, "user {app}.{user} in the bucket measures")
+            }
+            Self::Kept(app, user, msg_id) => {
+                write!(f, "message {msg_id} in the inbox of user {app}.{user}")
             }
             Self::Row(app, room) => write!(f, "room {app}.{room} in t_living_room"),
             Self::Record(app, room) => write!(f, "room {app}.{room} in t_living_room_record"),
@@ -229,7 +244,11 @@ pub(super) struct Opening {
 
 impl Opening {
     fn shown(&self, anchor: UserId) -> String {
-        shown_room(anchor, self.room_type, &self.name, &self.cover, self.msg_id)
+        shown_room(&self.named(anchor), self.msg_id)
+    }
+
+    fn named(&self, anchor: UserId) -> String {
+        shown_named(anchor, self.room_type, &self.name, &self.cover)
     }
 }
 
@@ -274,6 +293,8 @@ impl State {
         keys.extend(self.fold.online().map(|(app, user)| Key::Presence(app, user)));
         let measured = self.fold.measured().into_iter();
         keys.extend(measured.map(|(app, room, user)| Key::Measure(app, room, user)));
+        let kept = self.fold.kept();
+        keys.extend(kept.map(|(app, user, msg_id)| Key::Kept(app, user, msg_id)));
         let closed = self.rooms.iter().filter(|(_, known)| known.closed.is_some());
         keys.extend(closed.map(|((app, room), _)| Key::Record(*app, *room)));
         keys
@@ -288,14 +309,16 @@ pub(super) fn shown_anchor(anchor: UserId) -> String {
     format!("of user {anchor}")
 }
 
-pub(super) fn shown_room(
-    anchor: UserId,
-    room_type: u8,
-    name: &str,
-    cover: &str,
-    opened: MsgId,
-) -> String {
-    format!("of user {anchor}, type {room_type}, named {name:?}, cover {cover:?}, opened {opened}")
+pub(super) fn shown_named(anchor: UserId, room_type: u8, name: &str, cover: &str) -> String {
+    format!("{}, type {room_type}, named {name:?}, cover {cover:?}", shown_anchor(anchor))
+}
+
+pub(super) fn shown_room(named: &str, opened: MsgId) -> String {
+    format!("{named}, opened {opened}")
+}
+
+pub(super) fn shown_kept() -> String {
+    "kept".to_owned()
 }
 
 pub(super) fn shown_counts(watch_num: u64, good_num: u64) -> String {
@@ -307,8 +330,8 @@ pub(super) fn shown_sessions(mut sessions: Vec<String>) -> String {
     format!("connections {}", sessions.join(", "))
 }
 
-pub(super) fn shown_record(anchor: UserId, closed: MsgId, at_ms: u64) -> String {
-    format!("of user {anchor}, closed {closed} at {at_ms} ms")
+pub(super) fn shown_record(whose: &str, closed: MsgId, at_ms: u64) -> String {
+    format!("{whose}, closed {closed} at {at_ms} ms")
 }
 
 /// The mute and the ban that hold.

@@ -20,14 +20,12 @@ use qiyu_nats::{
 };
 use serde::Serialize;
 
-use super::{key::Projection, rebuild::Rebuilt, report::Difference};
+use super::{Scope, key::Projection, rebuild::Rebuilt, report::Difference};
 
 /// How far back messages are counted.
 const REACH: Duration = Duration::from_secs(3600);
 /// Messages counted at most, the first of the hour.
 const MESSAGES_MAX: usize = 500_000;
-/// A message younger than this may still be anywhere: two copies, and a pause.
-const YOUNG: Duration = Duration::from_secs(60);
 /// Envelopes looked at in one gateway's queue. With more it is far behind, and
 /// what is missing is taken to be among the rest.
 const QUEUED_MAX: usize = 5_000;
@@ -39,7 +37,8 @@ const BREACHES_MAX: usize = 50;
 /// What the log's last hour owes.
 pub(super) struct Law {
     since_ms: u64,
-    at_ms: u64,
+    /// A message stored since may still be anywhere.
+    young_since_ms: u64,
     room: Option<(AppId, RoomId)>,
     owed: BTreeMap<MsgId, Owed>,
     whispers: HashMap<MsgId, (AppId, UserId)>,
@@ -142,12 +141,14 @@ struct Ledger {
 }
 
 impl Law {
-    pub(super) fn new(at_ms: u64, room: Option<(AppId, RoomId)>) -> Self {
-        let reach_ms = u64::try_from(REACH.as_millis()).unwrap_or(u64::MAX);
+    pub(super) fn new(at_ms: u64, scope: &Scope) -> Self {
+        let before = |span: Duration| {
+            at_ms.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+        };
         Self {
-            since_ms: at_ms.saturating_sub(reach_ms),
-            at_ms,
-            room,
+            since_ms: before(REACH),
+            young_since_ms: before(scope.grace),
+            room: scope.room,
             owed: BTreeMap::new(),
             whispers: HashMap::new(),
             written: 0,
@@ -334,8 +335,7 @@ impl Law {
     }
 
     fn is_old(&self, owed: &Owed) -> bool {
-        let young_ms = u64::try_from(YOUNG.as_millis()).unwrap_or(u64::MAX);
-        owed.stored_ms.saturating_add(young_ms) < self.at_ms
+        owed.stored_ms < self.young_since_ms
     }
 
     fn whisper_law(&self, rebuilt: &Rebuilt) -> WhisperLaw {

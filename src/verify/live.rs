@@ -21,8 +21,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Running, Scope,
     key::{
-        Key, Projection, shown_anchor, shown_counts, shown_measures, shown_record, shown_room,
-        shown_sessions,
+        Key, Projection, shown_anchor, shown_counts, shown_kept, shown_measures, shown_named,
+        shown_record, shown_room, shown_sessions,
     },
 };
 
@@ -167,6 +167,11 @@ pub(super) async fn holdings(
     if let Err(reason) = measures(bus, at_ms, &mut held).await {
         failed(&[Projection::Moderation], reason);
     }
+    if scope.room.is_none()
+        && let Err(reason) = inboxes(bus, &mut held).await
+    {
+        failed(&[Projection::Inbox], reason);
+    }
     if scope.running == Running::Yes {
         if let Err(reason) = counts(bus, &mut held).await {
             failed(&[Projection::Counters], reason);
@@ -189,7 +194,8 @@ async fn rooms(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
         let shown = entry.map_or_else(
             || vec!["not readable".to_owned()],
             |e| {
-                let full = shown_room(e.anchor, e.room_type, &e.name, &e.cover, e.opened);
+                let named = shown_named(e.anchor, e.room_type, &e.name, &e.cover);
+                let full = shown_room(&named, e.opened);
                 vec![full, shown_anchor(e.anchor)]
             },
         );
@@ -219,6 +225,15 @@ async fn measures(bus: &Bus, at_ms: u64, held: &mut Holdings) -> Result<(), Stri
             held.0.insert(Key::Measure(app, room, user), vec![shown]);
         }
     }
+    Ok(())
+}
+
+async fn inboxes(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+    let mut reader = bus.read_inboxes().await.map_err(|error| chain(&error))?;
+    while let Some((app, user, msg_id)) = reader.next().await.map_err(|error| chain(&error))? {
+        held.0.insert(Key::Kept(app, user, msg_id), vec![shown_kept()]);
+    }
+    reader.close().await;
     Ok(())
 }
 
@@ -253,12 +268,15 @@ async fn presence(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
 async fn tables(scope: &Scope, held: &mut Holdings) -> Result<(), String> {
     let tables = qiyu_living::look(&scope.database_url).await.map_err(|error| chain(&error))?;
     for row in tables.open {
-        let full = shown_room(row.anchor, row.room_type, &row.name, &row.cover, row.opened);
+        let named = shown_named(row.anchor, row.room_type, &row.name, &row.cover);
+        let full = shown_room(&named, row.opened);
         held.0.insert(Key::Row(row.app, row.room), vec![full, shown_anchor(row.anchor)]);
     }
     for row in tables.records {
-        let shown = shown_record(row.anchor, row.closed, row.closed_at_ms);
-        held.0.insert(Key::Record(row.app, row.room), vec![shown]);
+        let named = shown_named(row.anchor, row.room_type, &row.name, &row.cover);
+        let shown = |whose: &str| shown_record(whose, row.closed, row.closed_at_ms);
+        let shown = vec![shown(&named), shown(&shown_anchor(row.anchor))];
+        held.0.insert(Key::Record(row.app, row.room), shown);
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::{
     live::Unchecked,
     part::Parted,
 };
-use crate::trace::moment;
+use crate::trace::{moment, plural};
 
 /// Differences and rooms that are written out; the JSON form has all.
 const LINES_MAX: usize = 50;
@@ -77,7 +77,8 @@ impl Report {
             writeln!(text, "{words}").ok(); // writing to a String does not fail
         };
         let (events, position, took_ms) = (self.events, self.position, self.took_ms);
-        line(&format!("{events} events folded up to {position}, in {took_ms} ms"));
+        let events = plural(events, "event");
+        line(&format!("{events} folded up to {position}, in {took_ms} ms"));
         for projection in Projection::ALL {
             let of_it = self.differences.iter().filter(|d| d.projection == projection).count();
             let name = projection.name();
@@ -129,10 +130,10 @@ impl Report {
 fn room_line(law: &RoomLaw) -> String {
     let room = law.room.map_or(String::new(), |room| room.to_string());
     format!(
-        "  room {room}: {} messages for {} connections = {} acknowledged + {} given up + {} left \
+        "  room {room}: {} for {} = {} acknowledged + {} given up + {} left \
          + {} in flight + {} gone with a gateway; besides {} resumed, {} taken over",
-        law.messages,
-        law.accepted,
+        plural(law.messages, "message"),
+        plural(law.accepted, "connection"),
         law.acknowledged,
         law.given_up,
         law.left,

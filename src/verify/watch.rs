@@ -11,7 +11,7 @@ use qiyu_nats::Bus;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{Running, Scope, key::Projection, verify};
+use super::{GRACE, Running, Scope, key::Projection, verify};
 use crate::settings::Settings;
 
 /// Verifies in the background until its token is cancelled.
@@ -73,6 +73,7 @@ impl Watch {
             room: None,
             database_url: settings.database_url.expose().to_owned(),
             running: Running::Yes,
+            grace: GRACE,
         };
         let (tasks, bus) = (TaskTracker::new(), bus.clone());
         tasks.spawn(async move {

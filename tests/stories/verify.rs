@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{APP, FAST, Nats, PATIENCE, Room, Socket, Stack, eventually, packed};
+use crate::harness::{APP, FAST, MariaDb, Nats, PATIENCE, Room, Socket, Stack, eventually, packed};
 
 /// Ends as [`Verdict::Same`] and so on, with what was said.
 async fn verify(stack: &Stack, args: &[&str]) -> (Verdict, String) {
@@ -49,8 +49,19 @@ fn sql(stack: &Stack, statement: &str) {
     assert!(ended.expect("python3 is there").success(), "{statement}");
 }
 
+/// What has happened.
+struct Past {
+    room: Room,
+    ann: Socket,
+    bob: Socket,
+    /// What Ann said in the room.
+    said: u64,
+    /// What she told somebody who is away.
+    whispered: u64,
+}
+
 /// A room with people who have talked in it, and one that is over.
-async fn a_room_with_a_past(stack: &Stack) -> (Room, Socket, Socket, u64) {
+async fn a_room_with_a_past(stack: &Stack) -> Past {
     let over = stack.anchor("zoe").await;
     let closed = over.opens_room().await;
     over.closes(&closed).await;
@@ -59,15 +70,15 @@ async fn a_room_with_a_past(stack: &Stack) -> (Room, Socket, Socket, u64) {
     let said = ann.says_surely(&room, "tea?").await;
     bob.hears("tea?").await;
     let away = stack.person("cid").await;
-    ann.whispers_surely(&away, "psst").await;
+    let whispered = ann.whispers_surely(&away, "psst").await;
     stack.owes_nothing().await;
-    (room, ann, bob, said)
+    Past { room, ann, bob, said, whispered }
 }
 
 #[tokio::test]
 async fn while_people_talk_come_and_go_everything_is_what_the_log_says() {
     let mut stack = Stack::with(FAST).await;
-    let (room, mut ann, mut bob, _) = a_room_with_a_past(&stack).await;
+    let Past { room, mut ann, mut bob, .. } = a_room_with_a_past(&stack).await;
     let talking = async {
         for round in 0..20 {
             let text = round.to_string();
@@ -112,7 +123,7 @@ async fn while_people_talk_come_and_go_everything_is_what_the_log_says() {
 #[tokio::test]
 async fn whatever_is_broken_by_hand_is_found_and_named() {
     let stack = Stack::with(&[("QIYU_VERIFY_EVERY", "1s")]).await;
-    let (room, ann, bob, said) = a_room_with_a_past(&stack).await;
+    let Past { room, ann, bob, said, whispered } = a_room_with_a_past(&stack).await;
     is_as_the_log_says(&stack).await;
     eventually("it verifies itself, and finds nothing", PATIENCE, async || {
         let runs = stack.get("/metrics").await.text().contains("qiyu_verify_differences{");
@@ -153,6 +164,7 @@ async fn whatever_is_broken_by_hand_is_found_and_named() {
         let answer = nats.commands(&subject, &packed(&value)).await;
         assert!(String::from_utf8_lossy(&answer).contains("\"seq\""), "{subject} took it");
     }
+    nats.empties("IM_INBOX").await; // what cid was told while away
     sql(&stack, &format!("UPDATE t_living_room SET anchor_id = 999999 WHERE id = {room}"));
     sql(&stack, "DELETE FROM t_living_room_record");
 
@@ -179,6 +191,8 @@ async fn whatever_is_broken_by_hand_is_found_and_named() {
     assert!(muted.contains("by hand") && muted.contains("the log  nothing there"), "{muted}");
     let row = paragraph(&format!("room {APP}.{room} in t_living_room\n"));
     assert!(row.contains("of user 999999") && row.contains(&format!("of user {anchor}")), "{row}");
+    let kept = paragraph(&format!("message {whispered} in the inbox of user {APP}."));
+    assert!(kept.contains("is       nothing there") && kept.contains("they part at"), "{kept}");
     let record = paragraph(&format!("room {APP}."));
     assert!(!record.is_empty() && told.contains("in t_living_room_record"), "{told}");
     assert!(told.contains("contradicts itself"), "{told}");
@@ -187,7 +201,7 @@ async fn whatever_is_broken_by_hand_is_found_and_named() {
     let (verdict, told) = verify(&stack, &["--room", "424242", "--format", "json"]).await;
     assert_eq!(verdict, Verdict::Same, "of another room nothing is broken: {told}");
     eventually("it finds it by itself, too", PATIENCE * 3, async || {
-        7.0 <= stack.metric("qiyu_verify_differences").await
+        8.0 <= stack.metric("qiyu_verify_differences").await
     })
     .await;
     let nowhere = "sqlite:///nowhere/at/all.db?mode=rwc";
@@ -201,7 +215,7 @@ async fn whatever_is_broken_by_hand_is_found_and_named() {
 #[tokio::test]
 async fn a_fold_that_has_forgotten_a_room_is_found_and_the_event_named() {
     let mut stack = Stack::start().await;
-    let (room, ann, bob, said) = a_room_with_a_past(&stack).await;
+    let Past { room, ann, bob, said, .. } = a_room_with_a_past(&stack).await;
     let partition = traced(&stack, said).await["partition"].as_str().unwrap().to_owned();
     eventually("the fold is recorded beyond the message", PATIENCE, async || {
         let mut nats = Nats::of(Path::new(&stack.data_dir())).await;
@@ -238,5 +252,60 @@ async fn a_fold_that_has_forgotten_a_room_is_found_and_the_event_named() {
         assert!(found.contains("nothing there") && found.contains("they part at"), "{found}");
         assert!(found.contains(&opened), "{found}");
     }
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_lost_in_a_queue_is_missed_until_it_is_accounted_for() {
+    let stack = Stack::with(&[("QIYU_ACK_WAIT", "30s")]).await;
+    let room = stack.room().await;
+    let mut ann = stack.person("ann").await.ws_into(&room).await;
+    let mut bob = stack.person("bob").await.never_acks().ws_into(&room).await;
+    let said = ann.says_surely(&room, "tea?").await;
+    bob.hears("tea?").await;
+    // It waits for Bob's acknowledgement, and nothing would ever send it again.
+    Nats::of(Path::new(&stack.data_dir())).await.empties("IM_OUT").await;
+
+    let (verdict, told) = verify(&stack, &[]).await;
+    assert_eq!(verdict, Verdict::Same, "for a minute it may be on its way: {told}");
+    assert!(told.contains("1 message for 1 connection = 0 acknowledged"), "{told}");
+    assert!(told.contains("1 in flight"), "{told}");
+    let (verdict, told) = verify(&stack, &["--grace", "0s"]).await;
+    assert_eq!(verdict, Verdict::Differs, "{told}");
+    assert!(told.contains(&format!("message {said}: it was handed to gateway")), "{told}");
+    assert!(told.contains("has it no more and reported nothing"), "{told}");
+
+    bob.acks(&[said]);
+    stack.owes_nothing().await;
+    let (verdict, told) = verify(&stack, &["--grace", "0s"]).await;
+    assert_eq!(verdict, Verdict::Same, "{told}");
+    assert!(told.contains("1 acknowledged"), "{told}");
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn the_tables_of_a_mariadb_are_compared_too() {
+    let mariadb = MariaDb::start().await;
+    let url = mariadb.database("qiyu");
+    let stack = Stack::with(&[("QIYU_DATABASE_URL", &url)]).await;
+    let Past { room, ann, bob, .. } = a_room_with_a_past(&stack).await;
+    let on_it = ["--database-url", url.as_str()];
+    let (verdict, told) = verify(&stack, &on_it).await;
+    assert_eq!(verdict, Verdict::Same, "{told}");
+    for projection in ["table", "records"] {
+        assert!(told.contains(&format!("{projection:<13}1 compared, as the log says")), "{told}");
+    }
+
+    let renamed = format!("UPDATE qiyu.t_living_room SET room_name = 'renamed' WHERE id = {room}");
+    mariadb.asks(&renamed).expect("it is changed");
+    let reopened = "UPDATE qiyu.t_living_room_record SET end_time = end_time + 1";
+    mariadb.asks(reopened).expect("it is changed");
+    let (verdict, told) = verify(&stack, &on_it).await;
+    assert_eq!(verdict, Verdict::Differs, "{told}");
+    for projection in ["table", "records"] {
+        assert!(told.contains(&format!("{projection:<13}1 compared, 1 DIFFER")), "{told}");
+    }
+    assert!(told.contains("\"renamed\""), "{told}");
+    drop((ann, bob));
     stack.stop().await;
 }

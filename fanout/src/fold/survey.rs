@@ -2,7 +2,7 @@
 //! what it knows about it. Two folds of the same log have the same survey,
 //! whichever of them has forgotten more of what can matter to nobody any more.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::collections::BTreeMap;
 
 use qiyu_nats::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
@@ -173,10 +173,23 @@ impl Fold {
         sessions
     }
 
+    /// 1:1 messages that wait and were copied to the inbox, which outlives the log.
+    pub fn kept(&self) -> impl Iterator<Item = (AppId, UserId, MsgId)> {
+        self.users.iter().flat_map(|((app, user), known)| {
+            let kept = known.waiting.iter().filter(|(_, unread)| unread.kept);
+            kept.map(|(msg_id, _)| (*app, *user, *msg_id))
+        })
+    }
+
+    /// Whether a 1:1 message waits and was copied to the inbox.
+    pub fn is_kept(&self, app: AppId, user: UserId, msg_id: MsgId) -> bool {
+        let user = self.users.get(&(app, user));
+        user.and_then(|user| user.waiting.get(&msg_id)).is_some_and(|unread| unread.kept)
+    }
+
     /// Whether a 1:1 message waits for its recipient.
     pub fn waits(&self, app: AppId, user: UserId, msg_id: MsgId) -> bool {
-        let range = (Bound::Included(msg_id), Bound::Included(msg_id));
-        self.users.get(&(app, user)).is_some_and(|user| user.waiting.range(range).next().is_some())
+        self.users.get(&(app, user)).is_some_and(|user| user.waiting.contains_key(&msg_id))
     }
 }
 
