@@ -592,6 +592,7 @@ fn api_config(settings: &Settings, foundation: &Foundation) -> anyhow::Result<qi
         dev_login: settings.dev_login,
         api_key: settings.api_key.clone(),
         token_ttl: settings.token_ttl,
+        origins: settings.origins.clone(),
         http_rate: settings.http_rate,
         http_burst: settings.http_burst,
         database_url: settings.database_url.expose().to_owned(),

@@ -30,6 +30,7 @@ use crate::{
     answer::Refused,
     identity::{Identity, Keys, cookie},
     metrics::{Metrics, Route},
+    origins::Origins,
     profile::{Profile, Profiles},
     rate::{Rates, neighbourhood},
     reads::Reads,
@@ -51,6 +52,7 @@ pub(crate) struct Edge {
     pub(crate) dev_login: bool,
     pub(crate) ticket_key: TicketKey,
     pub(crate) token_ttl: Duration,
+    pub(crate) origins: Origins,
     pub(crate) profiles: Profiles,
     pub(crate) reads: Reads,
     pub(crate) gateways: Gateways,
@@ -167,15 +169,19 @@ fn admit(edge: &Edge, request: &Request, now: Instant) -> Result<(), Refused> {
     }
     let login = request.uri().path() == LOGIN; // it sets the cookie
     let carries = login || cookie(request.headers()).is_some();
-    if request.method() == Method::POST && carries && is_foreign(request.headers()) {
+    if request.method() == Method::POST && carries && is_foreign(request.headers(), &edge.origins) {
         return Err(Refused::new(403, "不允许跨站请求"));
     }
     Ok(())
 }
 
-/// Whether a browser says that another site's page sent this. A request without
-/// such headers is no browser's, and brings its cookie on purpose.
-fn is_foreign(headers: &HeaderMap) -> bool {
+/// Whether a browser says that a page sent this which is neither of this site nor
+/// welcome. A request without such headers is no browser's, and brings its cookie
+/// on purpose.
+fn is_foreign(headers: &HeaderMap, welcome: &Origins) -> bool {
+    if headers.get(header::ORIGIN).is_some_and(|origin| welcome.trusts(origin)) {
+        return false;
+    }
     let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or(""));
     if text(HeaderName::from_static("sec-fetch-site")) == Some("cross-site") {
         return true;
@@ -219,7 +225,7 @@ mod tests {
                     (HeaderName::from_static(name), HeaderValue::from_static(value))
                 })
                 .collect();
-            assert_eq!(is_foreign(&headers), foreign, "{headers:?}");
+            assert_eq!(is_foreign(&headers, &Origins::None), foreign, "{headers:?}");
         }
     }
 }

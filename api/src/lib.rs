@@ -20,6 +20,7 @@ mod edge;
 mod identity;
 mod messages;
 mod metrics;
+mod origins;
 mod page;
 mod params;
 mod profile;

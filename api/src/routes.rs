@@ -63,13 +63,18 @@ pub(crate) fn paths() -> Vec<String> {
 /// All of them, with what every request passes.
 pub(crate) fn router(edge: Arc<Edge>) -> Router {
     let (contract, description) = contract();
-    described(contract, &description)
+    let router = described(contract, &description)
         .route("/", get(page::index))
         .route("/assets/{name}", get(page::asset))
         .fallback(async || Refused::unknown_path())
         .method_not_allowed_fallback(async || Refused::wrong_method())
-        .layer(middleware::from_fn_with_state(Arc::clone(&edge), guard))
-        .with_state(edge)
+        .layer(middleware::from_fn_with_state(Arc::clone(&edge), guard));
+    // Around the guard: what it refuses, a page may read too.
+    let router = match edge.origins.layer() {
+        Some(layer) => router.layer(layer),
+        None => router,
+    };
+    router.with_state(edge)
 }
 
 #[cfg(test)]

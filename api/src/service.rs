@@ -14,6 +14,7 @@ use crate::{
     edge::Edge,
     identity::{KeyError, Keys},
     metrics::Metrics,
+    origins::Origins,
     profile::{ProfileError, Profiles},
     rate::Rates,
     reads::{self, Reads},
@@ -36,6 +37,9 @@ pub struct Config {
     pub api_key: Option<Secret>,
     /// How long a ticket for an IM connection is valid.
     pub token_ttl: Duration,
+    /// Sites whose pages may use the routes, `https://live.example.com`; `*`: all, without
+    /// cookies. Empty: only pages of the same host.
+    pub origins: Vec<String>,
     /// Requests a second from one address, and of one user from wherever.
     pub http_rate: f64,
     /// Requests at once, likewise.
@@ -106,6 +110,7 @@ impl Api {
             dev_login: config.dev_login,
             ticket_key: config.ticket_key,
             token_ttl: config.token_ttl,
+            origins: Origins::new(&config.origins),
             profiles,
             reads,
             sessions: Sessions::new(bus, gateways.clone()),

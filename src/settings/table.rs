@@ -68,7 +68,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     given("check-timeout", "500ms",            "time the webhook has to answer"),
     given("check-silence", "accept",           "what no answer means: accept the message, or refuse it with 5000"),
     given("apps", "10001",                     "app ids served, separated by commas"),
-    absent("origins",                          "origins of pages that may connect, with commas, or *; absent: the same host"),
+    absent("origins",                          "origins of pages that may connect and call, with commas, or *; absent: the same host"),
     given("profile", "default",                "what a receipt survives: default (any process) or durable (a power cut too)"),
     given("verify-every", "0s",                "how often the process with living compares everything with the log; 0s: never"),
     given("retain", "72h",                     "how long the log is kept, at least 1h"),

@@ -196,3 +196,49 @@ async fn nonsense_is_answered_without_showing_the_inside() {
     .await;
     stack.stop().await;
 }
+
+#[tokio::test]
+async fn pages_of_named_sites_may_call_and_nobody_elses() {
+    const PAGE: &str = "https://live.example";
+    let stack =
+        Stack::with(&[("QIYU_ORIGINS", "https://live.example,http://localhost:3000")]).await;
+    let ann = stack.person("ann").await;
+    let asks_from = async |origin: &str| {
+        let cookie = format!("qytk={}", ann.bearer());
+        let request = Request::post("/home/initPage", &[], How::Form).header("cookie", &cookie);
+        let request = request.header("origin", origin).header("sec-fetch-site", "cross-site");
+        stack.sends(request).await
+    };
+    let preflight = async |stack: &Stack, origin: &str| {
+        let request = Request { method: "OPTIONS", ..Request::get("/living/list") };
+        let request = request.header("origin", origin);
+        let request = request.header("access-control-request-method", "POST");
+        stack.sends(request.header("access-control-request-headers", "content-type")).await
+    };
+    for origin in [PAGE, "http://localhost:3000"] {
+        for reply in [preflight(&stack, origin).await, asks_from(origin).await] {
+            assert_eq!(reply.status, 200);
+            assert_eq!(reply.header("access-control-allow-origin"), Some(origin));
+            assert_eq!(reply.header("access-control-allow-credentials"), Some("true"));
+        }
+        assert_eq!(asks_from(origin).await.answer().success()["userId"], ann.id);
+    }
+    // What is refused may be read, too.
+    let refused = stack.sends(Request::get("/nowhere").header("origin", PAGE)).await;
+    assert_eq!(refused.header("access-control-allow-origin"), Some(PAGE));
+    for origin in ["https://evil.example", "https://live.example.evil.example", "null"] {
+        let reply = asks_from(origin).await;
+        assert_eq!(reply.header("access-control-allow-origin"), None, "{origin}");
+        assert_eq!(reply.answer().code, 403, "{origin}");
+        let reply = preflight(&stack, origin).await;
+        assert_eq!(reply.header("access-control-allow-origin"), None, "{origin}");
+    }
+    stack.stop().await;
+
+    // Everybody means: with a bearer token, never with the visitor's cookie.
+    let stack = Stack::with(&[("QIYU_ORIGINS", "*")]).await;
+    let reply = preflight(&stack, "https://any.example").await;
+    assert_eq!(reply.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(reply.header("access-control-allow-credentials"), None);
+    stack.stop().await;
+}
