@@ -86,6 +86,10 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
         }
         "run" => {
             let roles = roles(arguments);
+            if roles == [Role::Verify] {
+                // Alone, it can let those go first whom people wait for.
+                reach::step_back();
+            }
             main_thread(async |stop| Box::pin(run::run(&roles, settings, &stop)).await)
         }
         "rebuild" => main_thread(async |stop| {
@@ -245,7 +249,7 @@ fn command() -> Command {
         .action(ArgAction::SetTrue)
         .global(true);
     let roles = Arg::new("roles")
-        .help("gateway, fanout, presence, living, api; several separated by commas")
+        .help("gateway, fanout, presence, living, api, verify; several separated by commas")
         .required(true)
         .value_delimiter(',')
         .value_parser(|name: &str| name.parse::<Role>());

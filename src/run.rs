@@ -47,11 +47,12 @@ pub(crate) enum Role {
     Presence,
     Living,
     Api,
+    Verify,
 }
 
 impl Role {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Gateway, Self::Fanout, Self::Presence, Self::Living, Self::Api];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Gateway, Self::Fanout, Self::Presence, Self::Living, Self::Api, Self::Verify];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -60,13 +61,14 @@ impl Role {
             Self::Presence => "presence",
             Self::Living => "living",
             Self::Api => "api",
+            Self::Verify => "verify",
         }
     }
 }
 
 /// Not a role.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a role; the roles are gateway, fanout, presence, living, api")]
+#[error("{0:?} is not a role; the roles are gateway, fanout, presence, living, api, verify")]
 pub(crate) struct UnknownRole(String);
 
 impl FromStr for Role {
@@ -194,7 +196,7 @@ struct Slots {
     presence: Option<Reaper>,
     living: Option<Living>,
     api: Option<Api>,
-    verifying: Option<Watch>,
+    verify: Option<Watch>,
     stopping: bool,
 }
 
@@ -207,6 +209,7 @@ impl Slots {
             (Role::Presence, self.presence.is_some()),
             (Role::Living, self.living.is_some()),
             (Role::Api, self.api.is_some()),
+            (Role::Verify, self.verify.is_some()),
         ];
         there.into_iter().filter_map(|(role, there)| there.then_some(role))
     }
@@ -315,9 +318,11 @@ impl System {
         }
         let bus = Bus::connect(&bus_config(settings, &foundation)).await?;
         let bus = if settings.otlp_url.is_some() { bus.traced() } else { bus };
+        // Who only looks makes nothing.
+        let only_looks = roles.iter().all(|role| *role == Role::Verify);
         match settings.streams {
-            Streams::Make => bus.provision().await?,
-            Streams::Wait => bus.provisioned().await,
+            Streams::Make if !only_looks => bus.provision().await?,
+            Streams::Make | Streams::Wait => bus.provisioned().await,
         }
         let mut registry = Registry::default();
         process::register(&mut registry);
@@ -329,7 +334,8 @@ impl System {
             Role::Presence => 1,
             Role::Living => 2,
             Role::Api => 3,
-            Role::Gateway => 4,
+            Role::Verify => 4,
+            Role::Gateway => 5,
         });
         for role in roles {
             let stop = system.watched(role.name());
@@ -371,10 +377,6 @@ impl System {
             }
             Role::Living => {
                 let config = living_config(settings);
-                if let Some(every) = settings.verify_every {
-                    let watch = Watch::start(settings, every, bus, registry, stop.clone());
-                    self.services.slots().verifying = Some(watch);
-                }
                 let living = Living::start(config, bus, registry, stop).await?;
                 self.services.slots().living = Some(living);
             }
@@ -382,6 +384,11 @@ impl System {
                 let config = api_config(settings, foundation)?;
                 let api = Api::start(config, bus, registry, stop).await?;
                 self.services.slots().api = Some(api);
+            }
+            Role::Verify => {
+                let every = settings.verify_every.context("QIYU_VERIFY_EVERY is required")?;
+                let watch = Watch::start(settings, every, bus, registry, stop);
+                self.services.slots().verify = Some(watch);
             }
             Role::Gateway => {
                 let config = gateway_config(settings, foundation)?;
@@ -464,11 +471,16 @@ impl System {
         lines
     }
 
-    /// Stops everything: first the sockets, so that what they sent is still
-    /// fanned out, last the HTTP server, so that `/readyz` tells of it.
+    /// Stops everything: first who only looks, then the sockets, so that what
+    /// they sent is still fanned out, last the HTTP server, so that `/readyz`
+    /// tells of it.
     pub(crate) async fn stop(self) {
         info!("stopping");
         self.services.slots().stopping = true;
+        let verify = self.services.slots().verify.take();
+        if let Some(verify) = verify {
+            self.finish(Role::Verify, verify.stopped()).await;
+        }
         let gateway = self.services.slots().gateway.take();
         if let Some(gateway) = gateway {
             gateway.drain().await;
@@ -481,10 +493,6 @@ impl System {
         let living = self.services.slots().living.take();
         if let Some(living) = living {
             self.finish(Role::Living, living.stopped()).await;
-        }
-        let verifying = self.services.slots().verifying.take();
-        if let Some(verifying) = verifying {
-            self.finish(Role::Living, verifying.stopped()).await;
         }
         let fanout = self.services.slots().fanout.take();
         if let Some(fanout) = fanout {

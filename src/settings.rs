@@ -27,7 +27,6 @@ use self::{
     value::{
         address, apps, host_and_port, jwt_secret, log, log_format, multi_device, number, origins,
         parsed, path, profile, rate, rate_or_none, ratio, replicas, silence, streams, url,
-        verify_every,
     },
 };
 use crate::run::Role;
@@ -35,6 +34,8 @@ use crate::run::Role;
 /// Connections a user may have at once (`presence` holds them to it).
 const DEVICES: u32 = 5;
 const DEVICES_RATE: f64 = 5.0;
+/// Between two verifications: each reads the whole log.
+const VERIFY_EVERY_MINUTES: u64 = 10;
 
 /// What the settings are for: it decides a default and what must be given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +131,7 @@ pub(crate) struct Settings {
     pub(crate) origins: Vec<String>,
     pub(crate) profile: Profile,
     pub(crate) retain: Duration,
-    /// None: only when somebody asks.
+    /// None: only when somebody asks. Never None for the role that does it.
     pub(crate) verify_every: Option<Duration>,
     pub(crate) log: String,
     pub(crate) log_format: LogFormat,
@@ -319,8 +320,7 @@ impl<'a> Reader<'a> {
                 duration(text, Duration::from_millis(10)..=Duration::from_secs(5))
             }),
             check_silence: self.required("check-silence", silence),
-            verify_every: Some(self.required("verify-every", verify_every))
-                .filter(|every| !every.is_zero()),
+            verify_every: self.verify_every(purpose),
             retain: self.required("retain", |text| duration(text, 60 * MINUTE..=24 * 366 * HOUR)),
             log: self.required("log", log),
             otlp_url: self.optional("otlp-url", |text| url(text, &["http", "https"])),
@@ -366,6 +366,20 @@ impl<'a> Reader<'a> {
             .unwrap_or(*purpose == Purpose::Up);
         self.resolved.insert("dev-login", on.to_string());
         on
+    }
+
+    /// Absent: the role that does it has a default, and nobody else does it.
+    fn verify_every(&mut self, purpose: &Purpose) -> Option<Duration> {
+        let accepted = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+        let given = self.optional("verify-every", |text| duration(text, accepted.clone()));
+        if given.is_none()
+            && let Purpose::Run(roles) = purpose
+            && roles.contains(&Role::Verify)
+        {
+            self.resolved.insert("verify-every", format!("{VERIFY_EVERY_MINUTES}m"));
+            return Some(Duration::from_secs(60 * VERIFY_EVERY_MINUTES));
+        }
+        given
     }
 
     /// What is only wrong together.
@@ -482,6 +496,23 @@ mod tests {
         assert!(mistakes.contains("QIYU_NATS_URL is required"), "{mistakes}");
         let wanted = [("QIYU_NATS_URL", "nats://h:4222")];
         resolve(&Purpose::Run(vec![Role::Fanout]), &[], &wanted).unwrap();
+    }
+
+    #[test]
+    fn only_the_role_that_verifies_does_so_unasked() {
+        let nats = ("QIYU_NATS_URL", "nats://h:4222");
+        let run = |role| Purpose::Run(vec![role]);
+        let unasked = |purpose: &Purpose| resolve(purpose, &[], &[nats]).unwrap().verify_every;
+        assert_eq!(unasked(&run(Role::Verify)), Some(Duration::from_secs(600)));
+        for purpose in [run(Role::Living), Purpose::Up, Purpose::Tool] {
+            assert_eq!(unasked(&purpose), None, "{purpose:?}");
+        }
+        for purpose in [run(Role::Verify), Purpose::Up] {
+            let asked = resolve(&purpose, &[("verify-every", "1h")], &[nats]).unwrap();
+            assert_eq!(asked.verify_every, Some(Duration::from_secs(3600)));
+        }
+        let never = resolve(&run(Role::Verify), &[("verify-every", "0s")], &[nats]);
+        assert!(never.unwrap_err().contains("from 1s to 86400s"));
     }
 
     #[test]

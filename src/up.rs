@@ -128,7 +128,10 @@ impl Up {
             },
             nats_url,
         };
-        let starting = Box::pin(System::start(&Role::ALL, settings, foundation));
+        let verifies = settings.verify_every.is_some();
+        let roles = Role::ALL.into_iter().filter(|role| *role != Role::Verify || verifies);
+        let roles: Vec<Role> = roles.collect();
+        let starting = Box::pin(System::start(&roles, settings, foundation));
         let started = tokio::select! {
             biased; // services wait long for a NATS that is gone: name the cause
             death = ended(&mut child) => Err(death),

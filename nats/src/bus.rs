@@ -112,12 +112,37 @@ const FIRST_CONNECT_PATIENCE: Duration = Duration::from_secs(120);
 /// How long streams are tried to be made while the bus says "not now".
 const PROVISION_PATIENCE: Duration = Duration::from_secs(120);
 
+/// The user of `deploy/nats/users.conf` who may read everything and change
+/// nothing. To delete a consumer is to change something, its own one included:
+/// the server cannot tell it from everybody else's.
+const AUDITOR: &str = "auditor";
+
+/// What becomes of a reader's consumer when it has read what it wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parting {
+    /// It is deleted at once.
+    Deleted,
+    /// It ends by its silence, after seconds.
+    Left,
+}
+
+impl Parting {
+    fn of(config: &BusConfig) -> Self {
+        let addrs = addresses(config).unwrap_or_default();
+        match login(&addrs) {
+            Some((user, _)) if user == AUDITOR => Self::Left,
+            _ => Self::Deleted,
+        }
+    }
+}
+
 /// The bus. Cheap to clone.
 #[derive(Clone)]
 pub struct Bus {
     pub(crate) publish: Context,
     pub(crate) consume: Context,
     pub(crate) control: Context,
+    pub(crate) parting: Parting,
     config: Arc<BusConfig>,
     /// Counts connections made; moves when any of them comes back.
     connected: watch::Receiver<u64>,
@@ -156,6 +181,7 @@ impl Bus {
             publish: context(publish),
             consume: context(consume),
             control: context(control),
+            parting: Parting::of(config),
             config: Arc::new(config.clone()),
             connected,
             metrics,
@@ -264,13 +290,7 @@ async fn client(
     connected: &Arc<watch::Sender<u64>>,
     metrics: &Metrics,
 ) -> Result<Client, ConnectError> {
-    let addrs = config
-        .url
-        .expose()
-        .split(',')
-        .map(|url| url.trim().parse::<ServerAddr>())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| ConnectError::Url { url: shown(config.url.expose()), source })?;
+    let addrs = addresses(config)?;
     let started = tokio::time::Instant::now();
     let mut pause = Duration::from_millis(100);
     loop {
@@ -331,12 +351,19 @@ async fn client(
     }
 }
 
-/// Options with the user and password of the URL, which async-nats does not look at.
+fn addresses(config: &BusConfig) -> Result<Vec<ServerAddr>, ConnectError> {
+    let urls = config.url.expose().split(',');
+    let parsed = urls.map(|url| url.trim().parse::<ServerAddr>()).collect::<Result<_, _>>();
+    parsed.map_err(|source| ConnectError::Url { url: shown(config.url.expose()), source })
+}
+
+/// The user and password of the URL, which async-nats does not look at.
+fn login(addrs: &[ServerAddr]) -> Option<(String, String)> {
+    addrs.iter().find_map(|addr| Some((addr.username()?.to_owned(), addr.password()?.to_owned())))
+}
+
 fn credentials(addrs: &[ServerAddr]) -> ConnectOptions {
-    let named = addrs
-        .iter()
-        .find_map(|addr| Some((addr.username()?.to_owned(), addr.password()?.to_owned())));
-    let Some((user, password)) = named else { return ConnectOptions::new() };
+    let Some((user, password)) = login(addrs) else { return ConnectOptions::new() };
     let prefix = inbox_prefix(&user);
     let options = ConnectOptions::with_user_and_password(user, password);
     match prefix {

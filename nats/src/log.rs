@@ -13,7 +13,7 @@ use tokio::{sync::watch, time::Instant};
 use tracing::debug;
 
 use crate::{
-    bus::{self, Bus},
+    bus::{self, Bus, Parting},
     chain,
     codec::{self, DecodeError},
     event::Record,
@@ -309,7 +309,8 @@ impl Bus {
         let name = consumer.cached_info().name.clone();
         let messages = Pulling::from(consumer, batch).await.map_err(open)?;
         let reconnects = self.reconnects();
-        Ok(LogReader { log, name, messages, delivered: 0, pending, trail: None, reconnects })
+        let (delivered, trail, parting) = (0, None, self.parting);
+        Ok(LogReader { log, name, messages, delivered, pending, trail, reconnects, parting })
     }
 
     /// The `wanted` of what matches any of `filters` in (after, until], oldest
@@ -613,6 +614,7 @@ pub struct LogReader {
     /// Of the entry read last.
     trail: Option<Trail>,
     reconnects: watch::Receiver<u64>,
+    parting: Parting,
 }
 
 /// How long a new consumer may take. A cluster may still give it to a server
@@ -622,6 +624,9 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(1);
 impl LogReader {
     /// Ends the reading, and with it its consumer, of which a stream has only so many.
     pub async fn close(self) {
+        if self.parting == Parting::Left {
+            return;
+        }
         if let Err(error) = self.log.delete_consumer(&self.name).await {
             debug!(error = %chain(&error), "reader's consumer not removed, it ends by itself");
         }

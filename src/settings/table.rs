@@ -70,7 +70,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     given("apps", "10001",                     "app ids served, separated by commas"),
     absent("origins",                          "origins of pages that may connect and call, with commas, or *; absent: the same host"),
     given("profile", "default",                "what a receipt survives: default (any process) or durable (a power cut too)"),
-    given("verify-every", "0s",                "how often the process with living compares everything with the log; 0s: never"),
+    absent("verify-every",                     "how often the role verify compares everything with the log; absent: 10m, and `up` does without the role"),
     given("retain", "72h",                     "how long the log is kept, at least 1h"),
     given("log", "info",                       "what is logged, as in info,qiyu_gateway=debug"),
     masked("otlp-url", Shown::Url,             "OTLP/HTTP URL traces go to, as http://host:4318/v1/traces; absent: no traces"),

@@ -80,15 +80,6 @@ pub(crate) fn duration(text: &str, accepted: RangeInclusive<Duration>) -> Result
     })
 }
 
-/// How often everything is verified: reading the whole log takes a while.
-pub(super) fn verify_every(text: &str) -> Result<Duration, String> {
-    const MINUTE: Duration = Duration::from_secs(60);
-    match duration(text, Duration::ZERO..=24 * 60 * MINUTE) {
-        Ok(every) if every.is_zero() || Duration::from_secs(1) <= every => Ok(every),
-        _ => Err("0s, or a duration such as 10m or 1h, from 1s to 24h".to_owned()),
-    }
-}
-
 pub(super) fn number<T>(text: &str, accepted: RangeInclusive<T>) -> Result<T, String>
 where
     T: FromStr + PartialOrd + fmt::Display,

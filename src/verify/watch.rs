@@ -1,6 +1,9 @@
-//! Verifying from time to time, as metrics.
+//! The role `verify`: verifying again and again, as metrics.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::AtomicU64,
+    time::{Duration, Instant},
+};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -14,9 +17,28 @@ use tracing::{info, warn};
 use super::{GRACE, Running, Scope, key::Projection, verify};
 use crate::settings::Settings;
 
+/// The first one comes at least so long after the start: what is verified may
+/// just have been started, too.
+const FIRST_AFTER: Duration = Duration::from_secs(5);
+/// And at most so much later, by chance: two processes with this role should
+/// not read everything at the same time.
+const FIRST_SPREAD: Duration = Duration::from_secs(10);
+/// Between two while not everything can be checked; doubled each time. The
+/// owners or the database may be about to come.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+
 /// Verifies in the background until its token is cancelled.
 #[derive(Debug)]
 pub(crate) struct Watch(TaskTracker);
+
+/// What came of one verification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verified {
+    /// All of it could be checked.
+    Whole,
+    /// Not all of it, or none.
+    InPart,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Of {
@@ -26,18 +48,20 @@ struct Of {
 /// Every metric of it.
 #[derive(Clone, Debug, Default)]
 struct Metrics {
-    /// Things that are not what the log says, in the last verification.
+    /// Things that are not what the log says, as of when each projection was last checked.
     differences: Family<Of, Gauge>,
-    /// Projections that could not be checked in it.
+    /// Projections that could not be checked in the last verification.
     unchecked: Gauge,
     /// Verifications that came to an end.
     runs: Counter,
     /// Verifications that did not.
     failures: Counter,
-    /// When the last one ended, seconds since 1970.
+    /// When the last one ended, seconds since 1970; 0: none has yet.
     last: Gauge,
-    /// How long it took, milliseconds.
-    took: Gauge,
+    /// How long it took, seconds.
+    took: Gauge<f64, AtomicU64>,
+    /// Between two of them, seconds.
+    interval: Gauge<f64, AtomicU64>,
 }
 
 impl Metrics {
@@ -46,21 +70,35 @@ impl Metrics {
         let r = registry.sub_registry_with_prefix("qiyu_verify");
         r.register(
             "differences",
-            "Things that are not what the log says, in the last verification",
+            "Things that are not what the log says, as of when they were last checked",
             m.differences.clone(),
         );
-        r.register("unchecked", "Projections that could not be checked in it", m.unchecked.clone());
+        r.register(
+            "unchecked",
+            "Projections that could not be checked in the last verification",
+            m.unchecked.clone(),
+        );
         r.register("runs", "Verifications that came to an end", m.runs.clone());
-        r.register("failures", "Verifications that did not", m.failures.clone());
-        r.register("last_seconds", "When the last one ended, since 1970", m.last.clone());
-        r.register("took_milliseconds", "How long it took", m.took.clone());
+        r.register("failures", "Verifications that broke off", m.failures.clone());
+        r.register(
+            "last_seconds",
+            "When the last verification ended, since 1970; 0 before the first",
+            m.last.clone(),
+        );
+        r.register("took_seconds", "How long the last verification took", m.took.clone());
+        r.register(
+            "interval_seconds",
+            "Time from the end of a verification to the next one",
+            m.interval.clone(),
+        );
         m
     }
 }
 
 impl Watch {
-    /// Begins to verify `every` so often. Cheap enough for every few minutes, not
-    /// for every few seconds: each time the whole log is read.
+    /// Begins to verify soon, and then again `every` so long after an end.
+    /// Cheap enough for every few minutes, not for every few seconds: each time
+    /// the whole log is read.
     pub(crate) fn start(
         settings: &Settings,
         every: Duration,
@@ -69,6 +107,7 @@ impl Watch {
         stop: CancellationToken,
     ) -> Self {
         let metrics = Metrics::register(registry);
+        metrics.interval.set(every.as_secs_f64());
         let scope = Scope {
             room: None,
             database_url: settings.database_url.expose().to_owned(),
@@ -78,15 +117,14 @@ impl Watch {
         let (tasks, bus) = (TaskTracker::new(), bus.clone());
         tasks.spawn(async move {
             let _alarm = stop.clone().drop_guard(); // who looks at its metrics relies on it
-            loop {
-                if stop.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
-                    return;
+            let (mut pauses, mut pause) = (Pauses::new(every), first_pause(every));
+            let verifying = async {
+                loop {
+                    tokio::time::sleep(pause).await;
+                    pause = pauses.after(Box::pin(once(&bus, &scope, &metrics)).await);
                 }
-                let verifying = Box::pin(once(&bus, &scope, &metrics));
-                if stop.run_until_cancelled(verifying).await.is_none() {
-                    return;
-                }
-            }
+            };
+            stop.run_until_cancelled(verifying).await
         });
         tasks.close();
         Self(tasks)
@@ -98,16 +136,51 @@ impl Watch {
     }
 }
 
-async fn once(bus: &Bus, scope: &Scope, metrics: &Metrics) {
+fn first_pause(every: Duration) -> Duration {
+    let spread = FIRST_SPREAD.mul_f64(rand::random::<f64>());
+    every.min(FIRST_AFTER + spread)
+}
+
+/// How long to wait for the next one.
+#[derive(Debug)]
+struct Pauses {
+    every: Duration,
+    again: Duration,
+}
+
+impl Pauses {
+    fn new(every: Duration) -> Self {
+        Self { every, again: AGAIN_AFTER }
+    }
+
+    fn after(&mut self, verified: Verified) -> Duration {
+        match verified {
+            Verified::Whole => {
+                self.again = AGAIN_AFTER;
+                self.every
+            }
+            Verified::InPart => {
+                let pause = self.again.min(self.every);
+                self.again = pause * 2;
+                pause
+            }
+        }
+    }
+}
+
+async fn once(bus: &Bus, scope: &Scope, metrics: &Metrics) -> Verified {
     let started = Instant::now();
     let report = match verify(bus, scope).await {
         Ok(report) => report,
         Err(error) => {
             metrics.failures.inc();
-            return warn!(error = format!("{error:#}"), "verification broke off");
+            warn!(error = format!("{error:#}"), "verification broke off");
+            return Verified::InPart;
         }
     };
-    for projection in Projection::ALL {
+    // What could not be checked is as it was.
+    let checked = |projection: &Projection| !report.unchecked.contains_key(projection);
+    for projection in Projection::ALL.into_iter().filter(checked) {
         let of_it = report.differences.iter().filter(|d| d.projection == projection).count();
         let of = Of { projection: projection.name() };
         metrics.differences.get_or_create(&of).set(of_it.try_into().unwrap_or(i64::MAX));
@@ -115,10 +188,38 @@ async fn once(bus: &Bus, scope: &Scope, metrics: &Metrics) {
     metrics.unchecked.set(report.unchecked.len().try_into().unwrap_or(i64::MAX));
     metrics.runs.inc();
     metrics.last.set((qiyu_nats::now_ms() / 1000).try_into().unwrap_or(i64::MAX));
-    metrics.took.set(started.elapsed().as_millis().try_into().unwrap_or(i64::MAX));
+    metrics.took.set(started.elapsed().as_secs_f64());
     for difference in &report.differences {
         let (projection, key) = (difference.projection.name(), &difference.key);
         warn!(projection, key, parted = ?difference.parted, "not what the log says; qiyu verify tells more");
     }
+    for (projection, reason) in &report.unchecked {
+        warn!(projection = projection.name(), reason, "not verified");
+    }
     info!(differences = report.differences.len(), events = report.events, "verified");
+    if report.unchecked.is_empty() { Verified::Whole } else { Verified::InPart }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_checked_is_tried_again_soon_and_then_less_and_less() {
+        let mut pauses = Pauses::new(Duration::from_secs(100));
+        let mut seconds = |verified| pauses.after(verified).as_secs();
+        assert_eq!(seconds(Verified::Whole), 100);
+        let in_part = [(); 4].map(|()| seconds(Verified::InPart));
+        assert_eq!(in_part, [30, 60, 100, 100]);
+        assert_eq!([Verified::Whole, Verified::InPart].map(seconds), [100, 30]);
+    }
+
+    #[test]
+    fn the_first_comes_soon_and_never_later_than_the_second_would() {
+        for _ in 0..100 {
+            assert_eq!(first_pause(Duration::from_secs(1)), Duration::from_secs(1));
+            let soon = first_pause(Duration::from_secs(600));
+            assert!(FIRST_AFTER <= soon && soon <= FIRST_AFTER + FIRST_SPREAD, "{soon:?}");
+        }
+    }
 }
