@@ -75,8 +75,13 @@ fn panels() -> Vec<(String, String)> {
 
 #[tokio::test]
 async fn alerts_and_dashboard_ask_for_metrics_there_are() {
-    let stack = Stack::roles(ALL_APART, &[]).await;
+    let verifying = [ALL_APART, &["verify"]].concat();
+    let stack = Stack::roles(&verifying, &[("QIYU_VERIFY_EVERY", "1s")]).await;
     stack.room().await; // the api counts what it answers
+    eventually("something was compared with the log", PATIENCE * 3, async || {
+        1.0 <= stack.metric("qiyu_verify_runs_total").await
+    })
+    .await;
     let mut there = BTreeSet::new();
     for (_, reply) in stack.get_from_each("/metrics").await {
         there.extend(sample_names(&reply.text()));

@@ -10,6 +10,7 @@
 
 mod harness;
 
+mod auditor;
 mod browser;
 mod comeback;
 mod content;

@@ -10,8 +10,8 @@ use crate::harness::{
 const KEY: &str = "an-integrator's-key-0123456789";
 
 /// Whom the file restricts.
-const RESTRICTED: [&str; 7] =
-    ["provision", "gateway", "fanout", "presence", "living", "api", "integrator"];
+const RESTRICTED: [&str; 8] =
+    ["provision", "gateway", "fanout", "presence", "living", "api", "auditor", "integrator"];
 
 /// Who may write what: the tables in `nats/src/stream.rs`, line by line.
 const MAY_WRITE: &[(&str, &[&str])] = &[
@@ -62,21 +62,21 @@ const MAY_WRITE: &[(&str, &[&str])] = &[
 /// Who may read which stream in a row. All it takes goes together: to make a consumer, to pull
 /// from it, and to ask for it, which the client does by itself once a connection is back.
 const MAY_READ: &[(&str, &[&str])] = &[
-    ("IM_INBOX", &["fanout"]),
-    ("IM_LEDGER", &[]),
+    ("IM_INBOX", &["fanout", "auditor"]),
+    ("IM_LEDGER", &["auditor"]),
     ("IM_SNAP", &[]),
     ("IM_EVT", &[]),
     ("IM_DEAD", &[]),
-    ("KV_gateways", &["gateway", "living", "api"]),
+    ("KV_gateways", &["gateway", "living", "api", "auditor"]),
     ("KV_incarnations", &["gateway", "presence"]),
     ("KV_workers", &["fanout"]),
     ("KV_claims", &["fanout"]),
-    ("KV_measures", &["gateway", "living"]),
-    ("KV_watch", &["living"]),
-    ("KV_presence", &[]),
+    ("KV_measures", &["gateway", "living", "auditor"]),
+    ("KV_watch", &["living", "auditor"]),
+    ("KV_presence", &["auditor"]),
     ("KV_tickets", &[]),
-    ("KV_rooms", &[]),
-    ("KV_anchors", &[]),
+    ("KV_rooms", &["auditor"]),
+    ("KV_anchors", &["auditor"]),
 ];
 
 /// Who may ask the server to do what with a stream.
@@ -86,7 +86,7 @@ const MAY_ASK: &[(&str, &[&str])] = &[
     ("$JS.API.STREAM.INFO.IM_IN", &RESTRICTED),
     (
         "$JS.API.STREAM.INFO.KV_presence",
-        &["provision", "gateway", "fanout", "presence", "living", "api"],
+        &["provision", "gateway", "fanout", "presence", "living", "api", "auditor"],
     ),
     ("$JS.API.STREAM.DELETE.IM_IN", &[]),
     ("$JS.API.STREAM.PURGE.IM_IN", &[]),
@@ -97,12 +97,19 @@ const MAY_ASK: &[(&str, &[&str])] = &[
     ("$JS.API.STREAM.RESTORE.IM_IN", &[]),
     ("$JS.API.STREAM.LEADER.STEPDOWN.IM_IN", &[]),
     ("$JS.API.ACCOUNT.PURGE.QIYU", &[]),
-    ("$JS.API.STREAM.MSG.GET.IM_IN", &["gateway", "fanout", "presence", "living", "api"]),
+    (
+        "$JS.API.STREAM.MSG.GET.IM_IN",
+        &["gateway", "fanout", "presence", "living", "api", "auditor"],
+    ),
     ("$JS.API.STREAM.MSG.GET.IM_INBOX", &[]),
     ("$JS.API.STREAM.MSG.GET.IM_LEDGER", &[]),
-    ("$JS.API.DIRECT.GET.IM_IN", &["gateway", "fanout"]),
+    ("$JS.API.STREAM.MSG.GET.IM_SNAP", &["fanout", "auditor"]),
+    ("$JS.API.STREAM.MSG.GET.KV_positions", &["gateway", "fanout", "presence", "auditor"]),
+    ("$JS.API.STREAM.MSG.GET.KV_tickets", &["gateway"]),
+    ("$JS.API.DIRECT.GET.IM_IN", &["gateway", "fanout", "auditor"]),
+    ("$JS.API.DIRECT.GET.IM_OUT", &["auditor"]),
     ("$JS.API.DIRECT.GET.KV_presence", &[]),
-    ("$JS.API.CONSUMER.CREATE.IM_IN", &["gateway", "fanout", "living", "api"]),
+    ("$JS.API.CONSUMER.CREATE.IM_IN", &["gateway", "fanout", "living", "api", "auditor"]),
     ("$JS.API.CONSUMER.CREATE.IM_IN.lasting", &[]),
     ("$JS.API.CONSUMER.DURABLE.CREATE.IM_IN.lasting", &[]),
     ("$JS.API.CONSUMER.CREATE.IM_OUT.gw-g1-1.im.out.g1.1", &["gateway", "presence"]),
@@ -111,14 +118,18 @@ const MAY_ASK: &[(&str, &[&str])] = &[
     ("$JS.API.CONSUMER.MSG.NEXT.IM_OUT.gw-g1-1", &["gateway", "presence"]),
     ("$JS.API.CONSUMER.DELETE.IM_OUT.gw-g1-1", &["gateway", "presence"]),
     ("$JS.API.CONSUMER.DELETE.IM_IN.c", &["gateway", "fanout", "living", "api"]),
+    ("$JS.API.CONSUMER.DELETE.IM_LEDGER.c", &[]),
     ("$JS.ACK.IM_OUT.gw-g1-1.1.1.1.1.0", &["gateway", "presence"]),
     ("$JS.API.CONSUMER.CREATE.IM_IN.gifts.im.in.*.*.room.*.biz", &["integrator"]),
     ("$JS.API.CONSUMER.CREATE.IM_IN.gifts.im.in.*.*.room.*.msg", &[]),
     ("$JS.API.CONSUMER.CREATE.IM_IN.gifts.im.in.>", &[]),
-    ("$JS.API.CONSUMER.INFO.IM_IN.gifts", &["gateway", "fanout", "living", "api", "integrator"]),
+    (
+        "$JS.API.CONSUMER.INFO.IM_IN.gifts",
+        &["gateway", "fanout", "living", "api", "auditor", "integrator"],
+    ),
     (
         "$JS.API.CONSUMER.MSG.NEXT.IM_IN.gifts",
-        &["gateway", "fanout", "living", "api", "integrator"],
+        &["gateway", "fanout", "living", "api", "auditor", "integrator"],
     ),
     ("$JS.ACK.IM_IN.gifts.1.1.1.1.0", &["integrator"]),
 ];
@@ -132,14 +143,17 @@ const MAY_COMMAND: &[(&str, &[&str])] = &[
     ("qiyu.living.close_abandoned", &["fanout"]),
     ("qiyu.fold.p07.find_sent", &["gateway", "api"]),
     ("qiyu.fold.p07.list_waiting", &["api"]),
+    ("qiyu.fold.p07.list_members", &["api", "auditor"]),
+    ("qiyu.fold.p07.survey", &["auditor"]),
     ("qiyu.gateway.g1.1.end_room", &["living"]),
     ("qiyu.gateway.g1.1.replace", &["gateway"]),
     ("qiyu.vitals", &[]),
-    ("_INBOX.admin.x", &["gateway", "fanout", "presence", "living", "api"]),
+    ("_INBOX.admin.x", &["gateway", "fanout", "presence", "living", "api", "auditor"]),
     ("_INBOX.gateway.x", &["gateway", "fanout"]),
     ("_INBOX.fanout.x", &["living"]),
     ("_INBOX.living.x", &["gateway", "living"]),
     ("_INBOX.api.x", &["fanout", "living"]),
+    ("_INBOX.auditor.x", &["fanout"]),
     ("_INBOX.presence.x", &[]),
     ("_INBOX.provision.x", &[]),
     ("_INBOX.integrator.x", &["api"]),
@@ -159,12 +173,13 @@ const MAY_HEAR: &[(&str, &[&str])] = &[
     ("_INBOX.presence.x", &["presence"]),
     ("_INBOX.living.x", &["living"]),
     ("_INBOX.api.x", &["api"]),
+    ("_INBOX.auditor.x", &["auditor"]),
     ("_INBOX.integrator.x", &["integrator"]),
     ("qiyu.server.send", &["api"]),
     ("qiyu.living.open", &["living"]),
     ("qiyu.fold.p07.find_sent", &["fanout"]),
     ("qiyu.gateway.g1.1.end_room", &["gateway"]),
-    ("qiyu.vitals", &["gateway", "fanout", "presence", "living", "api"]),
+    ("qiyu.vitals", &["gateway", "fanout", "presence", "living", "api", "auditor"]),
     ("im.notice.g1.1", &["gateway"]),
     ("im.lag.*", &["gateway", "api"]),
 ];
@@ -206,7 +221,7 @@ async fn each_user_may_do_what_its_role_does_and_no_more() {
 
 #[tokio::test]
 async fn with_a_user_for_each_role_everything_works_and_nothing_is_refused() {
-    let roles = ["gateway", "gateway", "fanout", "presence", "living", "api"];
+    let roles = ["gateway", "gateway", "fanout", "presence", "living", "api", "verify"];
     let mut stack = Stack::as_users(&roles, &[("QIYU_API_KEY", KEY)]).await;
     let (g1, g2) = (stack.gateway(1), stack.gateway(2));
     let anchor = stack.anchor("anchor").await;

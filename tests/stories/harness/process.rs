@@ -147,6 +147,15 @@ impl Process {
         kib.expect("a running process has memory") * 1024
     }
 
+    /// From -20 to 19, as `proc_pid_stat(5)` has it: 19th, and the state behind the name is third.
+    pub(crate) fn niceness(&self) -> i32 {
+        let path = format!("/proc/{}/stat", self.leader.as_raw_nonzero());
+        let stat = fs::read_to_string(path).expect("it is still running");
+        let (_, rest) = stat.rsplit_once(')').expect("its name is in parentheses");
+        let niceness = rest.split_whitespace().nth(16).and_then(|word| word.parse().ok());
+        niceness.expect("a number")
+    }
+
     fn tail(&self) -> String {
         let mut lines = VecDeque::from_iter(self.log().lines().map(str::to_owned));
         lines.drain(..lines.len().saturating_sub(40));

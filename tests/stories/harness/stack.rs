@@ -44,7 +44,7 @@ enum Wiring {
     Direct,
     /// With a switch before it.
     Switched,
-    /// As the user named as the roles are.
+    /// As the user of the role.
     AsUsers,
 }
 
@@ -137,7 +137,7 @@ impl Stack {
         stack
     }
 
-    /// One process for each of `roles`, each on the bus as the user of its name, on a nats-server
+    /// One process for each of `roles`, each on the bus as the user it has there, on a nats-server
     /// with the users of `deploy/nats/`. Nobody but `qiyu provision` may make streams, and it
     /// comes when the roles are already there.
     pub(crate) async fn as_users(roles: &[&str], settings: &[(&str, &str)]) -> Self {
@@ -186,7 +186,7 @@ impl Stack {
         let all = self.nats.iter().map(NatsServer::url).collect::<Vec<_>>().join(",");
         let url = match (&switch, wiring) {
             (Some(switch), _) => switch.url(),
-            (None, Wiring::AsUsers) => users::url(&all, roles),
+            (None, Wiring::AsUsers) => users::url(&all, users::of_role(roles)),
             (None, _) => all,
         };
         settings.push(("QIYU_NATS_URL".to_owned(), url));
@@ -305,6 +305,12 @@ impl Stack {
     /// Everything its nats-server logged so far, where that is a process of its own.
     pub(crate) fn nats_log(&self) -> String {
         self.nats.iter().map(NatsServer::log).collect()
+    }
+
+    /// How far the process that is `role` alone steps back for others; 0: not at all.
+    pub(crate) fn niceness_of(&self, role: &str) -> i32 {
+        let part = self.parts.iter().find(|part| part.roles == role);
+        part.expect("somebody has that role").process.niceness()
     }
 
     /// Bytes of memory its processes hold, nats-server not counted.

@@ -1,8 +1,26 @@
 //! The users of `deploy/nats/users.conf`, with passwords of the stories' own.
 
 /// One for each role, who makes the streams, integrators, people, and the servers themselves.
-const NAMES: [&str; 9] =
-    ["sys", "admin", "provision", "gateway", "fanout", "presence", "living", "api", "integrator"];
+const NAMES: [&str; 10] = [
+    "sys",
+    "admin",
+    "provision",
+    "gateway",
+    "fanout",
+    "presence",
+    "living",
+    "api",
+    "auditor",
+    "integrator",
+];
+
+/// The user a role is on the bus.
+pub(crate) fn of_role(role: &str) -> &str {
+    match role {
+        "verify" => "auditor",
+        other => other,
+    }
+}
 
 fn password(user: &str) -> String {
     format!("the-password-of-{user}")
