@@ -29,6 +29,8 @@ import re, sys, yaml
 docs = [doc for doc in yaml.safe_load_all(open(sys.argv[1])) if doc]
 users = set(re.findall(r"user: (\w+)", open(sys.argv[2]).read()))
 made = {(doc["kind"], doc["metadata"]["name"]) for doc in docs}
+# The role that only looks is the user that may only look.
+user_of = {"verify": "auditor"}
 pods = {
     doc["metadata"]["name"]: doc["spec"]["template"]
     for doc in docs if doc["kind"] in ("Deployment", "Job")
@@ -38,8 +40,12 @@ for name, pod in pods.items():
     for source in container["envFrom"]:
         assert ("ConfigMap", source["configMapRef"]["name"]) in made, f"{name}: {source}"
     urls = [e["value"] for e in container["env"] if e["name"] == "QIYU_NATS_URL"]
-    assert len(urls) == 1 and urls[0].startswith(f"nats://{name}:"), f"{name}: {urls}"
-    assert name in users, f"{name} is no user of the bus"
+    user = user_of.get(name, name)
+    assert len(urls) == 1 and urls[0].startswith(f"nats://{user}:"), f"{name}: {urls}"
+    assert user in users, f"{user} is no user of the bus"
+    (password,) = [e for e in container["env"] if e["name"] == "NATS_PASSWORD"]
+    key = password["valueFrom"]["secretKeyRef"]["key"]
+    assert key == f"NATS_{user.upper()}_PASSWORD", f"{name}: {key}"
     for env in container["env"]:
         plain = env["name"].endswith(("PASSWORD", "SECRET", "KEY", "DATABASE_URL", "REDIS_URL"))
         assert not plain or "valueFrom" in env, f"{name}: {env['name']} is written out"
