@@ -54,11 +54,12 @@ healthy() {
 all_healthy() { until_true 120 "all containers are healthy" healthy "$@"; }
 # Looked at from outside the container, as an operator's Prometheus would.
 address() { docker inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}' "$1" | cut -d' ' -f1; }
-metric() { # CONTAINER NAME
+metric() { # CONTAINER NAME: the sum over its labels
     python3 - "$(address "$1")" "$2" <<'TEXT'
 import sys, urllib.request
 text = urllib.request.urlopen(f"http://{sys.argv[1]}:8080/metrics", timeout=5).read().decode()
-print(sum(int(float(l.split()[-1])) for l in text.splitlines() if l.startswith(sys.argv[2] + " ")))
+print(sum(int(float(l.split()[-1])) for l in text.splitlines()
+          if l.startswith((sys.argv[2] + " ", sys.argv[2] + "{"))))
 TEXT
 }
 entrance() { curl -fsS -o /dev/null "http://127.0.0.1:$http_port/healthz" 2>/dev/null; }
@@ -87,6 +88,19 @@ nobody_was_refused() {
     refused=$(compose logs --no-log-prefix nats nats-2 nats-3 2>/dev/null | grep Violation || true)
     [ -z "$refused" ] || fail "NATS refused a role something: $(head -n 5 <<<"$refused")"
     echo "   NATS refused no role anything"
+}
+has_verified() { [ "$(metric "$1" qiyu_verify_runs_total)" -ge "$2" ]; }
+everything_is_what_the_log_says() {
+    local verify runs differences unchecked
+    verify=$(container verify)
+    runs=$(metric "$verify" qiyu_verify_runs_total)
+    # Twice: the one that is under way may have begun before what is asked about.
+    until_true 180 "everything is compared with the log" has_verified "$verify" $((runs + 2))
+    differences=$(metric "$verify" qiyu_verify_differences)
+    unchecked=$(metric "$verify" qiyu_verify_unchecked)
+    [ "$differences/$unchecked" = 0/0 ] ||
+        fail "$differences differences, $unchecked not checked: $(docker logs "$verify" 2>&1 | grep WARN | tail -n 5)"
+    echo "   verified $((runs + 2)) times, and everything is what the log says"
 }
 was_restarted() { [ "$(docker inspect -f '{{.RestartCount}}' "$1")" != 0 ]; }
 nobody_was_restarted() {
@@ -120,18 +134,19 @@ HTTP_PORT=$http_port
 TCP_PORT=18085
 WS_PORT=18086
 DEV_LOGIN=true
+VERIFY_EVERY=20s
 OPEN_FILES=$(ulimit -Hn | sed s/unlimited/262144/)
 TEXT
 
 say "roles first: they wait for NATS, the streams and the database"
 compose up --detach --no-build --quiet-pull --scale gateway=3 --scale fanout=2 \
-    gateway fanout presence living api balancer >/dev/null 2>&1
+    gateway fanout presence living api verify balancer >/dev/null 2>&1
 sleep 8
-nobody_was_restarted gateway fanout presence living api
+nobody_was_restarted gateway fanout presence living api verify
 compose up --detach --no-build --quiet-pull --scale gateway=3 --scale fanout=2 >/dev/null 2>&1
 all_healthy
 until_true 30 "the balancer has found an api" entrance
-nobody_was_restarted gateway fanout presence living api
+nobody_was_restarted gateway fanout presence living api verify
 compose ps --all --format 'table {{.Service}}\t{{.Name}}\t{{.Status}}'
 
 say "people talk across three gateways"
@@ -163,7 +178,7 @@ sleep 5
 all_healthy
 
 say "every role is replaced, as by a new version: new ones beside the old, which then stop"
-for role in fanout living presence api gateway; do
+for role in fanout living presence api verify gateway; do
     old=$(containers $role)
     compose up --detach --no-build --no-deps --no-recreate \
         --scale $role=$(($(wc -w <<<"$old") * 2)) $role >/dev/null 2>&1
@@ -177,6 +192,7 @@ for role in fanout living presence api gateway; do
 done
 sleep 5
 crowd_ends
+everything_is_what_the_log_says
 nobody_was_refused
 
 say "down"
@@ -189,7 +205,7 @@ env_files+=(--env-file deploy/cluster.env)
 compose up --detach --no-build --quiet-pull --scale gateway=2 --scale fanout=2 >/dev/null 2>&1
 all_healthy
 until_true 30 "the balancer has found an api" entrance
-nobody_was_restarted gateway fanout presence living api
+nobody_was_restarted gateway fanout presence living api verify
 compose exec -T nats wget -q -O - 'http://127.0.0.1:8222/jsz?streams=1&config=1' | python3 -c '
 import json, sys
 streams = [s for a in json.load(sys.stdin)["account_details"] for s in a["stream_detail"]]
@@ -203,15 +219,16 @@ for node in nats nats-2 nats-3; do
     sleep 15
     compose start $node >/dev/null 2>&1
     all_healthy nats nats-2 nats-3
-    all_healthy gateway fanout presence living api
+    all_healthy gateway fanout presence living api verify
 done
 say "a nats-server is killed"
 dies "$(container nats-2)"
 sleep 15
 all_healthy
 crowd_ends
+everything_is_what_the_log_says
 nobody_was_refused
-nobody_was_restarted gateway fanout presence living api
+nobody_was_restarted gateway fanout presence living api verify
 
 say "down"
 compose down --volumes --timeout 30 2>&1 | tail -n 1
