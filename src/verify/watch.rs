@@ -112,7 +112,7 @@ impl Watch {
             room: None,
             database_url: settings.database_url.expose().to_owned(),
             running: Running::Yes,
-            grace: GRACE,
+            grace: grace(settings.ack_wait, settings.max_sends),
         };
         let (tasks, bus) = (TaskTracker::new(), bus.clone());
         tasks.spawn(async move {
@@ -134,6 +134,11 @@ impl Watch {
     pub(crate) async fn stopped(self) {
         self.0.wait().await;
     }
+}
+
+/// Every copy of a message, those of a takeover, and as long again.
+fn grace(ack_wait: Duration, max_sends: u32) -> Duration {
+    GRACE.max(ack_wait * max_sends * 4)
 }
 
 fn first_pause(every: Duration) -> Duration {
@@ -212,6 +217,12 @@ mod tests {
         let in_part = [(); 4].map(|()| seconds(Verified::InPart));
         assert_eq!(in_part, [30, 60, 100, 100]);
         assert_eq!([Verified::Whole, Verified::InPart].map(seconds), [100, 30]);
+    }
+
+    #[test]
+    fn an_outcome_is_missed_later_where_clients_have_longer_to_acknowledge() {
+        assert_eq!(grace(Duration::from_secs(4), 2), GRACE);
+        assert_eq!(grace(Duration::from_secs(30), 2), Duration::from_secs(240));
     }
 
     #[test]
