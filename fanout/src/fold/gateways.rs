@@ -1,0 +1,115 @@
+//! The lives of gateways. One at a time: a newer life ends the older ones, and
+//! after its end nothing a life says means anything.
+
+use qiyu_nats::{AppId, Incarnation, UserId};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Effect, Fold,
+    members::{Member, step_out},
+    owed::Departed,
+};
+
+/// What is known of one gateway's lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Lives {
+    /// The newest that was heard of.
+    current: u64,
+    /// This one and all before it are over.
+    gone: u64,
+}
+
+impl Fold {
+    /// Takes note of a gateway that acts. `None`: its life is over, and what it does means nothing.
+    pub(super) fn meet(&mut self, gateway: &Incarnation, at_ms: u64) -> Option<Vec<Effect>> {
+        let lives = self.gateways.entry(gateway.id.clone()).or_default();
+        if gateway.epoch <= lives.gone || gateway.epoch < lives.current {
+            return None;
+        }
+        if gateway.epoch == lives.current {
+            return Some(Vec::new());
+        }
+        // A newer life: the older ones are over, whether or not anybody said so.
+        let older = Incarnation { id: gateway.id.clone(), epoch: gateway.epoch - 1 };
+        let effects = self.bury(&older, at_ms);
+        self.gateways.entry(gateway.id.clone()).or_default().current = gateway.epoch;
+        Some(effects)
+    }
+
+    /// Ends this life of a gateway and all before it.
+    pub(super) fn bury(&mut self, gateway: &Incarnation, at_ms: u64) -> Vec<Effect> {
+        let lives = self.gateways.entry(gateway.id.clone()).or_default();
+        if gateway.epoch <= lives.gone {
+            return Vec::new();
+        }
+        lives.gone = gateway.epoch;
+        let over = |g: &Incarnation| g.id == gateway.id && g.epoch <= gateway.epoch;
+        for (key, room) in &mut self.rooms {
+            let dead: Vec<Incarnation> =
+                room.gateways.keys().filter(|g| over(g)).cloned().collect();
+            if dead.is_empty() {
+                continue;
+            }
+            room.forget_departed(at_ms);
+            let anchor_was_inside = room.anchor_is_inside();
+            for gateway in dead {
+                let Some(members) = room.gateways.remove(&gateway) else { continue };
+                self.stirred.insert(*key);
+                for Member { user, joined, .. } in members.connections.into_values() {
+                    step_out(&mut room.inside, user);
+                    let gateway = gateway.clone();
+                    room.departed.push(Departed { gateway, user, joined, at_ms });
+                }
+            }
+            room.departed.sort_unstable_by_key(|d| (d.user, d.joined)); // whatever the map's order
+            room.watch_anchor(anchor_was_inside, at_ms);
+        }
+        self.rooms.retain(|_, room| !room.means_nothing());
+        let mut touched: Vec<(AppId, UserId)> = self
+            .users
+            .iter()
+            .filter(|(_, user)| user.sessions.iter().any(|s| over(&s.gateway)))
+            .map(|(key, _)| *key)
+            .collect();
+        touched.sort_unstable(); // every owner derives the same facts in the same order
+        touched
+            .into_iter()
+            .flat_map(|(app, user)| self.end_sessions(app, user, |s| over(&s.gateway)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qiyu_nats::event::Event;
+
+    use crate::fold::{
+        Effect,
+        partition::{Partition, app, gateway, joined, online, sent, user, viewers},
+    };
+
+    #[test]
+    fn the_dead_leave_every_room_and_their_last_words_mean_nothing() {
+        let mut log = Partition::default();
+        let (old, new) = (gateway("a", 1), gateway("a", 5));
+        log.moves(&old, &[joined(1, 1)]);
+        log.session(&old, online(1, 1));
+        let ended = log.folds(Event::GatewayGone { gateway: old.clone() });
+        assert_eq!(ended, [Effect::WentOffline { app: app(), user: user(1) }]);
+        assert_eq!(log.moves(&old, &[joined(2, 2)]), []);
+        assert_eq!(log.says(3), []);
+        assert_eq!(viewers(&log), Some(0));
+        log.moves(&new, &[joined(1, 1)]);
+        assert_eq!(sent(&log.says(3)).len(), 1);
+    }
+
+    #[test]
+    fn a_newer_life_ends_the_older_one_unasked() {
+        let mut log = Partition::default();
+        log.moves(&gateway("a", 1), &[joined(1, 1)]);
+        log.moves(&gateway("a", 2), &[joined(1, 2)]);
+        let heard = sent(&log.says(3));
+        assert_eq!(heard.iter().map(|(to, ..)| to.as_str()).collect::<Vec<_>>(), ["a.2"]);
+        assert_eq!(viewers(&log), Some(1));
+    }
+}

@@ -1,0 +1,218 @@
+//! Rooms: opened, talked in, liked, closed.
+//!
+//! A message goes to each gateway that has members in the room, once, and names
+//! the one sent to that gateway before it. A closed room takes nothing more: it
+//! is remembered for those who still try to enter.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use qiyu_nats::{
+    AppId, Incarnation, MsgId, RoomId, UserId, envelope::Envelope, measure::MeasureEntry,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Effect, Fold,
+    members::Members,
+    owed::{Departed, Owed},
+};
+
+/// How a room stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Room {
+    pub(super) anchor: Option<UserId>,
+    pub(super) closed: Option<Closed>,
+    pub(super) gateways: BTreeMap<Incarnation, Members>,
+    /// Connections of each user inside, through whatever gateway.
+    pub(super) inside: HashMap<UserId, u32>,
+    pub(super) good_num: u64,
+    /// The most users that were ever inside at once.
+    #[serde(default)]
+    pub(super) peak: u64,
+    /// Members of gateways that died a short while ago.
+    pub(super) departed: Vec<Departed>,
+    /// Messages kept a while for users who may come back.
+    pub(super) owed: HashMap<UserId, Vec<Owed>>,
+    /// Since when the anchor is gone, who was inside before.
+    #[serde(default)]
+    pub(super) anchor_gone_ms: Option<u64>,
+    /// Measures against users in this room.
+    #[serde(default)]
+    pub(super) measures: HashMap<UserId, MeasureEntry>,
+}
+
+/// Where a room ended.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Closed {
+    pub(super) msg_id: MsgId,
+    pub(super) at_ms: u64,
+}
+
+/// How long a closed room is remembered, for those who still try to enter.
+/// Afterwards a join finds no room at all, which the gateway refuses before.
+const CLOSED_KEPT_MS: u64 = 24 * 3600 * 1000;
+
+/// What somebody said in a room, and when.
+pub(super) struct Said {
+    pub(super) from: Option<UserId>,
+    pub(super) biz_code: i32,
+    pub(super) data: String,
+    pub(super) at_ms: u64,
+}
+
+impl Fold {
+    pub(super) fn open(&mut self, app: AppId, room: RoomId, anchor: UserId) {
+        self.rooms.entry((app, room)).or_default().anchor = Some(anchor);
+    }
+
+    pub(super) fn say(
+        &mut self,
+        app: AppId,
+        room: RoomId,
+        msg_id: MsgId,
+        said: &Said,
+    ) -> Vec<Effect> {
+        let Some(members) = self.rooms.get_mut(&(app, room)) else { return Vec::new() };
+        if members.closed.is_some() {
+            return Vec::new(); // kept and readable, delivered to nobody
+        }
+        let envelope = |to: &Incarnation, members: &mut Members| Effect::Deliver {
+            to: to.clone(),
+            envelope: Envelope::Room {
+                app,
+                room,
+                msg_id,
+                prev: std::mem::replace(&mut members.prev, msg_id),
+                from: said.from,
+                biz_code: said.biz_code,
+                data: said.data.clone(),
+                at_ms: Some(said.at_ms),
+            },
+        };
+        members.gateways.iter_mut().map(|(to, members)| envelope(to, members)).collect()
+    }
+
+    pub(super) fn like(&mut self, app: AppId, room: RoomId, count: u64) {
+        if let Some(liked) = self.rooms.get_mut(&(app, room)) {
+            liked.good_num = liked.good_num.saturating_add(count);
+            self.stirred.insert((app, room));
+        }
+    }
+
+    pub(super) fn close(
+        &mut self,
+        app: AppId,
+        room: RoomId,
+        msg_id: MsgId,
+        at_ms: u64,
+    ) -> Vec<Effect> {
+        self.rooms.retain(|_, room| {
+            room.closed.is_none_or(|closed| at_ms < closed.at_ms.saturating_add(CLOSED_KEPT_MS))
+        });
+        let closing = self.rooms.entry((app, room)).or_default();
+        if closing.closed.is_some() {
+            return Vec::new();
+        }
+        closing.closed = Some(Closed { msg_id, at_ms });
+        closing.inside.clear();
+        closing.measures.clear();
+        closing.anchor_gone_ms = None;
+        self.stirred.insert((app, room));
+        std::mem::take(&mut closing.gateways)
+            .into_iter()
+            .map(|(to, members)| Effect::Deliver {
+                to,
+                envelope: Envelope::RoomClosed {
+                    app,
+                    room,
+                    msg_id,
+                    prev: members.prev,
+                    late: Vec::new(),
+                },
+            })
+            .collect()
+    }
+
+    /// The rooms whose counts may have changed since this was last asked.
+    pub fn take_stirred(&mut self) -> HashSet<(AppId, RoomId)> {
+        std::mem::take(&mut self.stirred)
+    }
+
+    /// Every open room with somebody inside: what a new owner must count anew.
+    pub fn stir_all(&mut self) {
+        self.stirred.extend(
+            self.rooms.iter().filter(|(_, room)| room.closed.is_none()).map(|(key, _)| *key),
+        );
+    }
+}
+
+impl Room {
+    /// Never opened, as far as the log reaches, and nobody inside.
+    pub(super) fn means_nothing(&self) -> bool {
+        let leftovers = !self.departed.is_empty() || !self.owed.is_empty();
+        self.anchor.is_none() && self.closed.is_none() && self.gateways.is_empty() && !leftovers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use qiyu_nats::event::Event;
+
+    use crate::fold::{
+        Effect,
+        partition::{Partition, app, conn, gateway, joined, left, room, sent, viewers},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_message_goes_once_to_each_gateway_with_members_and_names_the_one_before() {
+        let mut log = Partition::default();
+        let (a, b) = (gateway("a", 1), gateway("b", 1));
+        log.moves(&a, &[joined(1, 1), joined(2, 2)]);
+        let in_a = log.here();
+        let first = log.says(1);
+        let m1 = log.here();
+        assert_eq!(sent(&first), [("a.1".into(), m1, in_a)]);
+        log.moves(&b, &[joined(1, 3)]);
+        let in_b = log.here();
+        let second = log.says(1);
+        let m2 = log.here();
+        assert_eq!(sent(&second), [("a.1".into(), m2, m1), ("b.1".into(), m2, in_b)]);
+    }
+
+    #[test]
+    fn a_gateway_without_members_hears_nothing_and_starts_anew_when_it_has_some() {
+        let mut log = Partition::default();
+        let a = gateway("a", 1);
+        log.moves(&a, &[joined(1, 1)]);
+        log.moves(&a, &[left(1, 1)]);
+        assert_eq!(log.says(2), []);
+        log.moves(&a, &[joined(2, 1)]);
+        let back = log.here();
+        let heard = log.says(2);
+        assert_eq!(sent(&heard), [("a.1".into(), log.here(), back)]);
+    }
+
+    #[test]
+    fn a_closed_room_is_silent_and_tells_latecomers_at_once() {
+        let mut log = Partition::default();
+        let a = gateway("a", 1);
+        let (app, room) = (app(), room());
+        log.moves(&a, &[joined(1, 1)]);
+        let closing = Event::RoomClosed { app, room, by: None, peak: None, good_num: None };
+        let told = log.folds(closing.clone());
+        assert!(matches!(
+            &told[..],
+            [Effect::Deliver { envelope: Envelope::RoomClosed { late, .. }, .. }] if late.is_empty()
+        ));
+        assert_eq!(log.folds(closing), []);
+        assert_eq!(log.says(1), []);
+        let late = log.moves(&a, &[joined(2, 2)]);
+        assert!(matches!(
+            &late[..],
+            [Effect::Deliver { envelope: Envelope::RoomClosed { late, .. }, .. }] if late == &[conn(2)]
+        ));
+        assert_eq!(viewers(&log), None);
+    }
+}
