@@ -1,14 +1,10 @@
 //! The lives of gateways. One at a time: a newer life ends the older ones, and
 //! after its end nothing a life says means anything.
 
-use qiyu_nats::{AppId, Incarnation, UserId};
+use qiyu_nats::Incarnation;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Effect, Fold,
-    members::{Member, step_out},
-    owed::Departed,
-};
+use super::{Effect, Fold};
 
 /// What is known of one gateway's lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,38 +40,8 @@ impl Fold {
         }
         lives.gone = gateway.epoch;
         let over = |g: &Incarnation| g.id == gateway.id && g.epoch <= gateway.epoch;
-        for (key, room) in &mut self.rooms {
-            let dead: Vec<Incarnation> =
-                room.gateways.keys().filter(|g| over(g)).cloned().collect();
-            if dead.is_empty() {
-                continue;
-            }
-            room.forget_departed(at_ms);
-            let anchor_was_inside = room.anchor_is_inside();
-            for gateway in dead {
-                let Some(members) = room.gateways.remove(&gateway) else { continue };
-                self.stirred.insert(*key);
-                for Member { user, joined, .. } in members.connections.into_values() {
-                    step_out(&mut room.inside, user);
-                    let gateway = gateway.clone();
-                    room.departed.push(Departed { gateway, user, joined, at_ms });
-                }
-            }
-            room.departed.sort_unstable_by_key(|d| (d.user, d.joined)); // whatever the map's order
-            room.watch_anchor(anchor_was_inside, at_ms);
-        }
-        self.rooms.retain(|_, room| !room.means_nothing());
-        let mut touched: Vec<(AppId, UserId)> = self
-            .users
-            .iter()
-            .filter(|(_, user)| user.sessions.iter().any(|s| over(&s.gateway)))
-            .map(|(key, _)| *key)
-            .collect();
-        touched.sort_unstable(); // every owner derives the same facts in the same order
-        touched
-            .into_iter()
-            .flat_map(|(app, user)| self.end_sessions(app, user, |s| over(&s.gateway)))
-            .collect()
+        self.end_memberships(over, at_ms);
+        self.end_all_sessions(over)
     }
 }
 

@@ -10,7 +10,7 @@ use qiyu_nats::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Effect, Fold, rooms::Room};
+use super::{Effect, Fold, owed::Departed, rooms::Room};
 
 /// One gateway's connections in one room.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,7 @@ pub(super) struct Member {
 }
 
 impl Fold {
+    /// Lets in who came and out who went. Whoever is back is sent what was owed to them.
     pub(super) fn move_members(
         &mut self,
         app: AppId,
@@ -41,35 +42,14 @@ impl Fold {
     ) -> Vec<Effect> {
         let room = self.rooms.entry((app, room_id)).or_default();
         if let Some(closed) = room.closed {
-            // They came after the end: they get the notice at once.
-            let late: Vec<ConnId> = changes
-                .iter()
-                .filter_map(|change| match change {
-                    MemberChange::Joined { connection, .. } => Some(*connection),
-                    MemberChange::Left { .. } | MemberChange::Unknown => None,
-                })
-                .collect();
-            if late.is_empty() {
-                return Vec::new();
-            }
-            let (msg_id, prev) = (closed.msg_id, closed.msg_id);
-            let envelope = Envelope::RoomClosed { app, room: room_id, msg_id, prev, late };
-            return vec![Effect::Deliver { to: gateway.clone(), envelope }];
+            return tell_latecomers(app, room_id, closed.msg_id, gateway, changes);
         }
         let anchor_was_inside = room.anchor_is_inside();
         let mut repeats: BTreeMap<(MsgId, u32), Vec<ConnId>> = BTreeMap::new();
         for change in changes {
             match *change {
                 MemberChange::Joined { connection, user, resumed } => {
-                    let members = room
-                        .gateways
-                        .entry(gateway.clone())
-                        .or_insert_with(|| Members { prev: position, connections: HashMap::new() });
-                    let member = Member { user, joined: position, resumed };
-                    if members.connections.insert(connection, member).is_none() {
-                        *room.inside.entry(user).or_default() += 1;
-                        room.peak = room.peak.max(room.inside.len() as u64);
-                    }
+                    room.let_in(gateway, connection, Member { user, joined: position, resumed });
                     for (msg_id, sends) in room.take_owed(user, at_ms) {
                         // What was asked for by a resume has come with it.
                         if !resumed && msg_id < position {
@@ -77,15 +57,7 @@ impl Fold {
                         }
                     }
                 }
-                MemberChange::Left { connection, .. } => {
-                    let Some(members) = room.gateways.get_mut(gateway) else { continue };
-                    if let Some(member) = members.connections.remove(&connection) {
-                        step_out(&mut room.inside, member.user);
-                    }
-                    if members.connections.is_empty() {
-                        room.gateways.remove(gateway);
-                    }
-                }
+                MemberChange::Left { connection, .. } => room.let_out(gateway, connection),
                 MemberChange::Unknown => {}
             }
         }
@@ -105,16 +77,60 @@ impl Fold {
         };
         repeats.into_iter().map(repeat).collect()
     }
+
+    /// Ends the memberships at gateways that are over. Who had them may be back soon.
+    pub(super) fn end_memberships(&mut self, over: impl Fn(&Incarnation) -> bool, at_ms: u64) {
+        for (key, room) in &mut self.rooms {
+            if room.gateways.keys().any(&over) {
+                room.let_out_all(&over, at_ms);
+                self.stirred.insert(*key);
+            }
+        }
+        self.rooms.retain(|_, room| !room.means_nothing());
+    }
 }
 
 impl Room {
-    pub(super) fn anchor_is_inside(&self) -> bool {
+    fn let_in(&mut self, gateway: &Incarnation, connection: ConnId, member: Member) {
+        let first = || Members { prev: member.joined, connections: HashMap::new() };
+        let members = self.gateways.entry(gateway.clone()).or_insert_with(first);
+        if members.connections.insert(connection, member).is_none() {
+            *self.inside.entry(member.user).or_default() += 1;
+            self.peak = self.peak.max(self.inside.len() as u64);
+        }
+    }
+
+    fn let_out(&mut self, gateway: &Incarnation, connection: ConnId) {
+        let Some(members) = self.gateways.get_mut(gateway) else { return };
+        if let Some(member) = members.connections.remove(&connection) {
+            step_out(&mut self.inside, member.user);
+        }
+        if members.connections.is_empty() {
+            self.gateways.remove(gateway);
+        }
+    }
+
+    fn let_out_all(&mut self, over: impl Fn(&Incarnation) -> bool, at_ms: u64) {
+        self.forget_departed(at_ms);
+        let anchor_was_inside = self.anchor_is_inside();
+        for (gateway, members) in self.gateways.extract_if(.., |gateway, _| over(gateway)) {
+            for Member { user, joined, .. } in members.connections.into_values() {
+                step_out(&mut self.inside, user);
+                let gateway = gateway.clone();
+                self.departed.push(Departed { gateway, user, joined, at_ms });
+            }
+        }
+        self.departed.sort_unstable_by_key(|d| (d.user, d.joined)); // whatever the map's order
+        self.watch_anchor(anchor_was_inside, at_ms);
+    }
+
+    fn anchor_is_inside(&self) -> bool {
         self.anchor.is_some_and(|anchor| self.inside.contains_key(&anchor))
     }
 
     /// Takes note of when the anchor leaves and comes back. One who never
     /// entered speaks elsewhere, and is not gone.
-    pub(super) fn watch_anchor(&mut self, was_inside: bool, at_ms: u64) {
+    fn watch_anchor(&mut self, was_inside: bool, at_ms: u64) {
         match (was_inside, self.anchor_is_inside()) {
             (_, true) => self.anchor_gone_ms = None,
             (true, false) => self.anchor_gone_ms = Some(at_ms),
@@ -123,7 +139,29 @@ impl Room {
     }
 }
 
-pub(super) fn step_out(inside: &mut HashMap<UserId, u32>, user: UserId) {
+/// They came after the end: they get the notice at once.
+fn tell_latecomers(
+    app: AppId,
+    room: RoomId,
+    msg_id: MsgId,
+    gateway: &Incarnation,
+    changes: &[MemberChange],
+) -> Vec<Effect> {
+    let late: Vec<ConnId> = changes
+        .iter()
+        .filter_map(|change| match change {
+            MemberChange::Joined { connection, .. } => Some(*connection),
+            MemberChange::Left { .. } | MemberChange::Unknown => None,
+        })
+        .collect();
+    if late.is_empty() {
+        return Vec::new();
+    }
+    let envelope = Envelope::RoomClosed { app, room, msg_id, prev: msg_id, late };
+    vec![Effect::Deliver { to: gateway.clone(), envelope }]
+}
+
+fn step_out(inside: &mut HashMap<UserId, u32>, user: UserId) {
     if let Some(connections) = inside.get_mut(&user) {
         *connections -= 1;
         if *connections == 0 {

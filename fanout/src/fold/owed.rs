@@ -49,28 +49,13 @@ impl Fold {
         for UnackedMessage { msg_id, users, sends } in messages {
             let users: BTreeSet<UserId> = match users {
                 Some(users) => users.into_iter().collect(),
-                None => {
-                    let had_it = |d: &&Departed| d.gateway == *gateway && d.joined < msg_id;
-                    room.departed.iter().filter(had_it).map(|d| d.user).collect()
-                }
+                None => room.who_departed_with(msg_id, gateway),
             };
-            // Of each user the one connection that came last, on whatever gateway.
-            let mut newest: BTreeMap<UserId, (Member, &Incarnation, ConnId)> = BTreeMap::new();
-            for (to, members) in &room.gateways {
-                for (connection, member) in &members.connections {
-                    let back = users.contains(&member.user) && msg_id < member.joined;
-                    let place = (member.joined, to, *connection);
-                    let newer =
-                        |(m, to, c): &(Member, &Incarnation, ConnId)| (m.joined, *to, *c) < place;
-                    if back && newest.get(&member.user).is_none_or(newer) {
-                        newest.insert(member.user, (*member, to, *connection));
-                    }
-                }
-            }
-            let served: BTreeSet<UserId> = newest.keys().copied().collect();
+            let back = room.who_is_back(msg_id, &users);
+            let served: BTreeSet<UserId> = back.keys().copied().collect();
             let mut targets: BTreeMap<Incarnation, Vec<ConnId>> = BTreeMap::new();
             // Whoever asked for what was missed has it from there.
-            for (_, to, connection) in newest.into_values().filter(|(m, ..)| !m.resumed) {
+            for Back { to, connection, .. } in back.into_values().filter(|back| !back.resumed) {
                 targets.entry(to.clone()).or_default().push(connection);
             }
             for (to, connections) in targets {
@@ -86,7 +71,37 @@ impl Fold {
     }
 }
 
+/// Where somebody has come back to, ordered by when.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Back<'a> {
+    joined: MsgId,
+    to: &'a Incarnation,
+    connection: ConnId,
+    resumed: bool,
+}
+
 impl Room {
+    /// Who was sent a message by a gateway that died.
+    fn who_departed_with(&self, msg_id: MsgId, gateway: &Incarnation) -> BTreeSet<UserId> {
+        let had_it = |d: &&Departed| d.gateway == *gateway && d.joined < msg_id;
+        self.departed.iter().filter(had_it).map(|d| d.user).collect()
+    }
+
+    /// Of each user the one connection that came last, on whatever gateway, if it
+    /// came after the message.
+    fn who_is_back(&self, msg_id: MsgId, users: &BTreeSet<UserId>) -> BTreeMap<UserId, Back<'_>> {
+        let mut newest: BTreeMap<UserId, Back<'_>> = BTreeMap::new();
+        for (to, members) in &self.gateways {
+            for (&connection, &Member { user, joined, resumed }) in &members.connections {
+                if msg_id < joined && users.contains(&user) {
+                    let back = Back { joined, to, connection, resumed };
+                    newest.entry(user).and_modify(|last| *last = back.max(*last)).or_insert(back);
+                }
+            }
+        }
+        newest
+    }
+
     /// What is owed to a user who comes back, oldest first.
     pub(super) fn take_owed(&mut self, user: UserId, at_ms: u64) -> BTreeMap<MsgId, u32> {
         let owed = self.owed.remove(&user).unwrap_or_default();

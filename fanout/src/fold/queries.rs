@@ -13,10 +13,7 @@ impl Fold {
     /// Users inside a room, each once, and its likes; `None` if it is closed or was never known.
     pub fn counts(&self, app: AppId, room: RoomId) -> Option<RoomCounts> {
         let room = self.rooms.get(&(app, room)).filter(|room| room.closed.is_none())?;
-        let watch_num = room.inside.len() as u64;
-        // A snapshot of an older build has no peak, and people inside.
-        let peak = Some(room.peak.max(watch_num));
-        Some(RoomCounts { watch_num, good_num: room.good_num, peak })
+        Some(room.counts())
     }
 
     /// The gateways that hold members of a room.
@@ -63,14 +60,12 @@ impl Fold {
         let mut measures: Vec<_> =
             known.measures.iter().map(|(user, entry)| (*user, entry.clone())).collect();
         measures.sort_unstable_by_key(|(user, _)| *user);
-        let watch_num = known.inside.len() as u64;
-        let peak = Some(known.peak.max(watch_num));
         Some(RoomState {
             anchor: known.anchor,
             anchor_gone_ms: known.anchor_gone_ms,
             closed: known.closed.map(|closed| (closed.msg_id, closed.at_ms)),
             members,
-            counts: RoomCounts { watch_num, good_num: known.good_num, peak },
+            counts: known.counts(),
             measures,
         })
     }
@@ -101,6 +96,15 @@ impl Fold {
         let mut waiting = user.waiting.range(above).map(|(msg_id, _)| *msg_id);
         let first: Vec<MsgId> = waiting.by_ref().take(limit).collect();
         (first, waiting.next().is_some())
+    }
+}
+
+impl Room {
+    fn counts(&self) -> RoomCounts {
+        let watch_num = self.inside.len() as u64;
+        // A snapshot of an older build has no peak, and people inside.
+        let peak = Some(self.peak.max(watch_num));
+        RoomCounts { watch_num, good_num: self.good_num, peak }
     }
 }
 

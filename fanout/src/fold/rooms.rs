@@ -65,6 +65,7 @@ impl Fold {
         self.rooms.entry((app, room)).or_default().anchor = Some(anchor);
     }
 
+    /// One envelope to each gateway with members, whoever of them is to hear it.
     pub(super) fn say(
         &mut self,
         app: AppId,
@@ -99,6 +100,7 @@ impl Fold {
         }
     }
 
+    /// Ends a room, and tells each gateway with members.
     pub(super) fn close(
         &mut self,
         app: AppId,
@@ -138,7 +140,7 @@ impl Fold {
         std::mem::take(&mut self.stirred)
     }
 
-    /// Every open room with somebody inside: what a new owner must count anew.
+    /// Every open room: what a new owner must count anew.
     pub fn stir_all(&mut self) {
         self.stirred.extend(
             self.rooms.iter().filter(|(_, room)| room.closed.is_none()).map(|(key, _)| *key),

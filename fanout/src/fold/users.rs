@@ -42,6 +42,7 @@ pub(super) struct Session {
 }
 
 impl Fold {
+    /// A 1:1 message: it waits, and goes to every connection its user has.
     pub(super) fn write_to(
         &mut self,
         app: AppId,
@@ -97,21 +98,7 @@ impl Fold {
             }
             SessionChange::Offline { connection, user, .. } => self
                 .end_sessions(app, user, |s| s.gateway == *gateway && s.connection == connection),
-            SessionChange::Read { user, msg_ids } => {
-                let Some(reader) = self.users.get_mut(&(app, user)) else { return Vec::new() };
-                let mut kept = false;
-                for msg_id in msg_ids {
-                    kept |= reader.waiting.remove(&msg_id).is_some_and(|unread| unread.kept);
-                }
-                let nothing_waits = reader.waiting.is_empty();
-                if nothing_waits && reader.sessions.is_empty() {
-                    self.users.remove(&(app, user));
-                }
-                match kept && nothing_waits {
-                    true => vec![Effect::NothingWaits { app, user }],
-                    false => Vec::new(), // the inbox has nothing, or something that still waits
-                }
-            }
+            SessionChange::Read { user, msg_ids } => self.read(app, user, &msg_ids),
             SessionChange::Unknown => Vec::new(),
         }
     }
@@ -149,7 +136,38 @@ impl Fold {
         effects
     }
 
-    pub(super) fn end_sessions(
+    fn read(&mut self, app: AppId, user: UserId, msg_ids: &[MsgId]) -> Vec<Effect> {
+        let Some(reader) = self.users.get_mut(&(app, user)) else { return Vec::new() };
+        let mut kept = false;
+        for msg_id in msg_ids {
+            kept |= reader.waiting.remove(msg_id).is_some_and(|unread| unread.kept);
+        }
+        let nothing_waits = reader.waiting.is_empty();
+        if nothing_waits && reader.sessions.is_empty() {
+            self.users.remove(&(app, user));
+        }
+        match kept && nothing_waits {
+            true => vec![Effect::NothingWaits { app, user }],
+            false => Vec::new(), // the inbox has nothing, or something that still waits
+        }
+    }
+
+    /// Ends all sessions at gateways that are over.
+    pub(super) fn end_all_sessions(&mut self, over: impl Fn(&Incarnation) -> bool) -> Vec<Effect> {
+        let mut touched: Vec<(AppId, UserId)> = self
+            .users
+            .iter()
+            .filter(|(_, user)| user.sessions.iter().any(|s| over(&s.gateway)))
+            .map(|(key, _)| *key)
+            .collect();
+        touched.sort_unstable(); // every owner derives the same facts in the same order
+        touched
+            .into_iter()
+            .flat_map(|(app, user)| self.end_sessions(app, user, |s| over(&s.gateway)))
+            .collect()
+    }
+
+    fn end_sessions(
         &mut self,
         app: AppId,
         user: UserId,
