@@ -5,9 +5,12 @@
 //! acknowledgement touches its own connection and one counter, and can by
 //! construction never concern anybody else's copy.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -19,7 +22,7 @@ use qiyu_nats::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::{connection::Connection, delivery::Terms, frame::Message, metrics::Metrics};
+use crate::{connection::Connection, frame::Message, metrics::Metrics};
 
 /// A message on its way.
 pub(crate) struct Entry {
@@ -44,6 +47,13 @@ pub(crate) struct Entry {
     sampled: AtomicU64,
     sample_written: AtomicBool,
     desk: Desk,
+}
+
+/// How long an acknowledgement is waited for, and how many copies are sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) ack_wait: Duration,
+    pub(crate) sends_max: u32,
 }
 
 /// Where it is told what became of a message.

@@ -1,0 +1,110 @@
+//! The connections in this gateway's rooms, and from when on they hear.
+//!
+//! A connection hears exactly what comes after its join in the log. Until that
+//! is known, what comes is held for it.
+
+use std::sync::Arc;
+
+use qiyu_nats::{ConnId, MsgId, event::MemberChange};
+
+use super::{DeliveryTask, RoomKey, direct::DirectLine};
+use crate::{
+    connection::Connection,
+    entry::{Entry, Settled},
+};
+
+/// A connection in a room.
+pub(super) struct Member {
+    pub(super) connection: Arc<Connection>,
+    /// It hears what comes after. `None`: not known yet; what comes is held.
+    pub(super) joined: Option<MsgId>,
+    pub(super) held: Vec<Arc<Entry>>,
+}
+
+impl DeliveryTask {
+    pub(super) fn enter(&mut self, connection: Arc<Connection>) {
+        let id = connection.id;
+        if let Some(room) = connection.room() {
+            let room = self.rooms.entry((connection.who.app, room)).or_default();
+            let (connection, joined, held) = (Arc::clone(&connection), None, Vec::new());
+            room.members.insert(id, Member { connection, joined, held });
+        }
+        self.direct.insert(id, DirectLine::default());
+        self.connections.insert(id, connection);
+    }
+
+    pub(super) fn leave(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.remove(&id) else { return };
+        connection.abandon();
+        for (_, entry) in
+            self.direct.remove(&id).into_iter().flat_map(|line| line.waiting.into_values())
+        {
+            entry.settle(Settled::Left);
+        }
+        let Some(room_id) = connection.room() else { return };
+        let key = (connection.who.app, room_id);
+        let Some(room) = self.rooms.get_mut(&key) else { return };
+        if let Some(member) = room.members.remove(&id) {
+            member.held.iter().for_each(|entry| entry.settle(Settled::Left));
+        }
+        self.tidy(key);
+    }
+
+    /// Follows the log as fan-out does, so that both mean the same by `prev`.
+    pub(super) fn moved(&mut self, key: RoomKey, position: MsgId, changes: &[MemberChange]) {
+        let room = self.rooms.entry(key).or_default();
+        for change in changes {
+            match change {
+                MemberChange::Joined { connection, .. } => {
+                    if room.confirmed.is_empty() {
+                        room.last = Some(position);
+                    }
+                    room.confirmed.insert(*connection);
+                    let Some(member) = room.members.get_mut(connection) else { continue };
+                    member.joined = Some(position);
+                    for entry in std::mem::take(&mut member.held) {
+                        if position < entry.msg_id {
+                            member.connection.send(&entry);
+                        } else {
+                            entry.settle(Settled::NotForIt);
+                        }
+                    }
+                    if room.closed {
+                        member.connection.detach();
+                        room.members.remove(connection);
+                    }
+                }
+                MemberChange::Left { connection, .. } => {
+                    room.confirmed.remove(connection);
+                    if room.confirmed.is_empty() {
+                        room.last = None;
+                    }
+                }
+                MemberChange::Unknown => {} // none of ours
+            }
+        }
+        self.advance(key);
+        self.tidy(key);
+    }
+}
+
+impl Member {
+    /// Whether it is known to be in the room for this message.
+    pub(super) fn hears(&self, msg_id: MsgId) -> bool {
+        self.joined.is_some_and(|joined| joined < msg_id)
+    }
+
+    pub(super) fn hear(&mut self, entry: &Arc<Entry>) {
+        match self.joined {
+            Some(joined) if joined < entry.msg_id => {
+                entry.expect(&self.connection);
+                self.connection.send(entry);
+            }
+            Some(_) => {}
+            None => {
+                entry.expect(&self.connection);
+                self.held.push(Arc::clone(entry));
+            }
+        }
+    }
+}

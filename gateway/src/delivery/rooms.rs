@@ -1,0 +1,216 @@
+//! Rooms, as far as this gateway has to do with them: what comes for one is sent
+//! to the members it is for, each message once and in the order of the log.
+//!
+//! Every envelope names the one before it. A room goes no further than to where
+//! something is missing; what that was is read from the log (`gaps`).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use qiyu_nats::{ConnId, MsgId, UserId, notice::Notice};
+use tracing::debug;
+
+use super::{
+    DeliveryTask, Order, RoomKey,
+    clock::{From, OWN_CLOCK_MAX, Place},
+    gaps::GAP_PATIENCE,
+    members::Member,
+};
+use crate::{
+    entry::{Sample, Settled},
+    frame::{Message, biz},
+};
+
+/// One room, as far as this gateway has to do with it.
+#[derive(Default)]
+pub(super) struct Room {
+    /// Everything up to here is dealt with. `None`: no join of ours is in the log yet.
+    pub(super) last: Option<MsgId>,
+    pub(super) members: HashMap<ConnId, Member>,
+    /// The members as the log has them: when the last one leaves, fan-out forgets us.
+    pub(super) confirmed: HashSet<ConnId>,
+    pub(super) waiting: BTreeMap<MsgId, Waiting>,
+    pub(super) looking: bool,
+    pub(super) closed: bool,
+}
+
+/// An envelope that has to wait for what comes before it.
+pub(super) struct Waiting {
+    pub(super) prev: MsgId,
+    pub(super) place: Place,
+    pub(super) what: What,
+}
+
+/// What an envelope brings to a room.
+pub(super) enum What {
+    Said { from: Option<UserId>, biz_code: i32, data: String, at_ms: Option<u64> },
+    Closed,
+}
+
+impl DeliveryTask {
+    pub(super) async fn arrive(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
+        let Some(room) = self.rooms.get_mut(&key) else {
+            return self.note_unheard(key, msg_id, envelope);
+        };
+        if room.last.is_some_and(|last| msg_id <= last) {
+            return self.with.bus.ack(&envelope.place.ack).await;
+        }
+        room.waiting.insert(msg_id, envelope); // a redelivery brings a fresher acknowledgement
+        self.advance(key);
+    }
+
+    /// Nobody of ours is there any more. That is an outcome, too: without it the
+    /// record could not tell such an envelope from one that was lost.
+    fn note_unheard(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
+        let Waiting { place, what, .. } = envelope;
+        let (app, room_id) = key;
+        let message = what.message(key, msg_id);
+        self.open(app, Some(room_id), msg_id, message, From::Queue(place), None).seal();
+    }
+
+    /// Deals with what waits, as far as nothing is missing before it.
+    pub(super) fn advance(&mut self, key: RoomKey) {
+        while let Some(room) = self.rooms.get_mut(&key)
+            && let Some(last) = room.last
+            && let Some(first) = room.waiting.first_entry()
+        {
+            if last < first.get().prev {
+                let arm = !std::mem::replace(&mut room.looking, true);
+                if arm {
+                    self.later(GAP_PATIENCE, Order::RoomGap(key));
+                }
+                return;
+            }
+            let (msg_id, Waiting { place, what, .. }) = first.remove_entry();
+            if msg_id <= last {
+                // Dealt with by way of the log; its envelope has nothing more to bring.
+                let (bus, tasks) = (self.with.bus.clone(), &self.with.tasks);
+                tasks.spawn(async move { bus.ack(&place.ack).await });
+                continue;
+            }
+            self.expand(key, msg_id, what, From::Queue(place));
+        }
+    }
+
+    /// Sends one message to the members it is for.
+    pub(super) fn expand(&mut self, key: RoomKey, msg_id: MsgId, what: What, from: From) {
+        let (app, room_id) = key;
+        let message = Arc::new(what.message(key, msg_id));
+        let audience = self.rooms.get(&key).map_or(0, |room| room.members.len());
+        let sample = match &what {
+            What::Said { at_ms: Some(at_ms), .. } => Some(Sample::of(*at_ms, msg_id, audience)),
+            _ => None,
+        };
+        let entry = self.open(app, Some(room_id), msg_id, Arc::clone(&message), from, sample);
+        let mut lagging = Vec::new();
+        let may_lag = self.own_clock.len() < OWN_CLOCK_MAX;
+        let Some(room) = self.rooms.get_mut(&key) else { return entry.seal() };
+        room.last = Some(msg_id);
+        debug!(%msg_id, room = %room_id, members = room.members.len(), "message put on queues");
+        match what {
+            What::Said { from, .. } => {
+                for member in
+                    room.members.values_mut().filter(|m| Some(m.connection.who.user) != from)
+                {
+                    if may_lag && member.hears(msg_id) && member.connection.is_lagging() {
+                        lagging.push(Arc::clone(&member.connection));
+                    } else {
+                        member.hear(&entry);
+                    }
+                }
+            }
+            What::Closed => {
+                room.closed = true;
+                for member in room.members.values_mut() {
+                    member.connection.end_room();
+                    member.hear(&entry);
+                }
+                room.members.retain(|_, member| {
+                    let pending = member.joined.is_none();
+                    if !pending {
+                        member.connection.detach();
+                    }
+                    pending
+                });
+                self.tidy(key);
+            }
+        }
+        entry.seal();
+        if !lagging.is_empty() {
+            // The same message, on our own clock: the envelope is not held up for them.
+            let entry = self.open(app, Some(room_id), msg_id, message, From::Lagging, None);
+            for connection in &lagging {
+                entry.expect(connection);
+                connection.send(&entry);
+            }
+            entry.seal();
+        }
+    }
+
+    pub(super) fn tell_latecomers(
+        &mut self,
+        key: RoomKey,
+        msg_id: MsgId,
+        place: Place,
+        late: &[ConnId],
+    ) {
+        let message = closed_message(key, msg_id);
+        let from = From::Queue(place);
+        let entry = self.open(key.0, Some(key.1), msg_id, message, from, None);
+        for connection in late.iter().filter_map(|id| self.connections.get(id)) {
+            entry.expect(connection);
+            connection.end_room();
+            connection.send(&entry);
+            connection.detach();
+            if let Some(room) = self.rooms.get_mut(&key)
+                && let Some(member) = room.members.remove(&connection.id)
+            {
+                member.held.iter().for_each(|entry| entry.settle(Settled::NotForIt));
+            }
+        }
+        entry.seal();
+        self.tidy(key);
+    }
+
+    /// Says nothing more for a room that is being closed.
+    pub(super) fn end_room(&self, key: RoomKey) {
+        for member in self.rooms.get(&key).into_iter().flat_map(|room| room.members.values()) {
+            member.connection.end_room();
+        }
+    }
+
+    /// Forgets a room that has nothing to do with this gateway any more.
+    pub(super) fn tidy(&mut self, key: RoomKey) {
+        let Some(room) = self.rooms.get_mut(&key) else { return };
+        if !room.members.is_empty() || !(room.confirmed.is_empty() || room.closed) {
+            return;
+        }
+        let Some(room) = self.rooms.remove(&key) else { return };
+        for (msg_id, waiting) in room.waiting {
+            self.note_unheard(key, msg_id, waiting);
+        }
+    }
+
+    pub(super) fn tell(&mut self, notice: &Notice) {
+        let Some(room) = self.rooms.get(&(notice.app, notice.room)) else { return };
+        let message = Arc::new(Message::new(notice.app, notice.biz_code, &notice.data, None));
+        for member in room.members.values().filter(|member| member.joined.is_some()) {
+            member.connection.notice(&message);
+        }
+    }
+}
+
+impl What {
+    fn message(&self, key: RoomKey, msg_id: MsgId) -> Message {
+        match self {
+            Self::Said { biz_code, data, .. } => Message::new(key.0, *biz_code, data, Some(msg_id)),
+            Self::Closed => closed_message(key, msg_id),
+        }
+    }
+}
+
+fn closed_message((app, room): RoomKey, msg_id: MsgId) -> Message {
+    Message::new(app, biz::ROOM_CLOSED, &format!(r#"{{"roomId":{room}}}"#), Some(msg_id))
+}
