@@ -36,6 +36,7 @@ pub(crate) use self::gaps::room_filters;
 use self::{
     clock::{From, Place},
     direct::DirectLine,
+    gaps::COMPARE_AFTER,
     rooms::{Room, Waiting, What},
 };
 use crate::{
@@ -46,9 +47,6 @@ use crate::{
 
 /// Orders waiting for this task. Whoever sends one waits when it is full.
 pub(crate) const ORDERS_MAX: usize = 4096;
-/// After the bus was away, before the rooms are compared with the log: longer
-/// than workers take to be back, so that what is only late comes by itself.
-const COMPARE_AFTER: Duration = Duration::from_secs(5);
 
 /// What others tell the delivery task.
 pub(crate) enum Order {
@@ -167,17 +165,10 @@ impl DeliveryTask {
         }
     }
 
+    /// An envelope has come, or has come again.
     async fn take(&mut self, delivery: Delivery) {
         if let Some(entry) = self.entries.get(&delivery.seq) {
-            if entry.is_recorded() {
-                self.with.bus.ack(&delivery.ack).await; // the first acknowledgement was lost
-            } else if entry.is_settled() {
-                entry.redelivered(delivery.ack); // the ledger is about to acknowledge it
-            } else {
-                let entry = Arc::clone(entry);
-                self.tick_entry(entry, Some(delivery.ack));
-            }
-            return;
+            return self.take_again(Arc::clone(entry), delivery.ack).await;
         }
         let (seq, ack) = (delivery.seq, delivery.ack.clone());
         let step = self.with.bus.step("deliver", delivery.trail.as_ref());
@@ -196,15 +187,11 @@ impl DeliveryTask {
             }
             Ok(Envelope::Repeat { app, room, msg_id, sends, from, biz_code, data, to }) => {
                 let message = Message::new(app, biz_code, &data, Some(msg_id));
-                let from_queue = From::Again(place);
-                let entry = self.open(app, Some(room), msg_id, message, from_queue, None);
+                let again = From::Again(place);
+                let entry = self.open(app, Some(room), msg_id, message, again, None);
                 entry.sent_before(sends);
-                let recipients = to.iter().filter_map(|id| self.connections.get(id));
-                for connection in recipients.filter(|c| Some(c.who.user) != from) {
-                    entry.expect(connection);
-                    connection.send(&entry);
-                }
-                entry.seal();
+                let here = to.iter().filter_map(|id| self.connections.get(id));
+                entry.send_to(here.filter(|c| Some(c.who.user) != from));
             }
             Ok(Envelope::Direct { app, msg_id, biz_code, data, to, at_ms, .. }) => {
                 let message = Message::new(app, biz_code, &data, Some(msg_id));

@@ -180,6 +180,18 @@ impl Entry {
         }
     }
 
+    /// Sends its first copy to these, and to nobody else.
+    pub(crate) fn send_to<'a>(
+        self: &Arc<Self>,
+        connections: impl IntoIterator<Item = &'a Arc<Connection>>,
+    ) {
+        for connection in connections {
+            self.expect(connection);
+            connection.send(self);
+        }
+        self.seal();
+    }
+
     /// When it was accepted, if it is measured at this connection and this is
     /// the first copy to be written to it.
     pub(crate) fn first_written_to(&self, connection: ConnId) -> Option<u64> {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     DeliveryTask,
-    hand_on::{Keep, hand_on},
+    hand_on::{Keep, LeftOwing, hand_on},
 };
 use crate::{
     entry::{Entry, Sample, Source},
@@ -44,6 +44,7 @@ pub(super) struct Place {
 }
 
 impl DeliveryTask {
+    /// A message on its way, on the clock of its envelope or on our own.
     pub(super) fn open(
         &mut self,
         app: AppId,
@@ -76,6 +77,17 @@ impl DeliveryTask {
         entry
     }
 
+    /// An envelope that has come before: its entry's clock ticks, if it is not settled.
+    pub(super) async fn take_again(&self, entry: Arc<Entry>, ack: Ack) {
+        if entry.is_recorded() {
+            self.with.bus.ack(&ack).await; // the first acknowledgement was lost
+        } else if entry.is_settled() {
+            entry.redelivered(ack); // the ledger is about to acknowledge it
+        } else {
+            self.tick_entry(entry, Some(ack));
+        }
+    }
+
     /// Puts messages sent outside this task on its clock.
     pub(super) fn clock(&mut self, entries: Vec<Arc<Entry>>) {
         let due = Instant::now() + self.with.terms.ack_wait;
@@ -84,14 +96,14 @@ impl DeliveryTask {
 
     /// Who still owes gets another copy or is given up; who left owing is asked
     /// for in the log, which knows where they are now.
-    pub(super) fn tick_entry(&self, entry: Arc<Entry>, ack: Option<Ack>) {
+    fn tick_entry(&self, entry: Arc<Entry>, ack: Option<Ack>) {
         let (users, sends) = entry.tick(self.with.terms, ack);
         if users.is_empty() {
             return;
         }
         let (bus, gateway) = (self.with.bus.clone(), self.with.gateway.clone());
         self.with.tasks.spawn(async move {
-            let left = vec![(entry, users, sends)];
+            let left = vec![LeftOwing { entry, users, sends }];
             hand_on(&bus, &gateway, left, Keep::No).await;
         });
     }

@@ -23,9 +23,26 @@ use crate::{
 /// 1:1 messages of one connection.
 #[derive(Default)]
 pub(super) struct DirectLine {
-    pub(super) last: Option<MsgId>,
-    pub(super) waiting: BTreeMap<MsgId, (Option<MsgId>, Arc<Entry>)>,
-    pub(super) looking: bool,
+    /// The last one sent to it.
+    last: Option<MsgId>,
+    waiting: BTreeMap<MsgId, Waiting>,
+    /// Somebody is about to look whether it still misses something.
+    looking: bool,
+}
+
+/// A message that has to wait for the one before it.
+struct Waiting {
+    prev: Option<MsgId>,
+    entry: Arc<Entry>,
+}
+
+impl DirectLine {
+    /// Its connection is gone: what waits here waits for the next login.
+    pub(super) fn leave(self) {
+        for Waiting { entry, .. } in self.waiting.into_values() {
+            entry.settle(Settled::Left);
+        }
+    }
 }
 
 impl DeliveryTask {
@@ -37,7 +54,8 @@ impl DeliveryTask {
                 continue; // it has been read from the log meanwhile
             }
             entry.expect(connection);
-            line.waiting.insert(entry.msg_id, (*prev, Arc::clone(entry)));
+            let waiting = Waiting { prev: *prev, entry: Arc::clone(entry) };
+            line.waiting.insert(entry.msg_id, waiting);
             self.advance_direct(*id);
         }
     }
@@ -48,14 +66,14 @@ impl DeliveryTask {
             return;
         };
         while let Some(first) = line.waiting.first_entry() {
-            if line.last < first.get().0 {
+            if line.last < first.get().prev {
                 let arm = !std::mem::replace(&mut line.looking, true);
                 if arm {
                     self.later(GAP_PATIENCE, Order::DirectGap(id));
                 }
                 return;
             }
-            let (msg_id, (_, entry)) = first.remove_entry();
+            let (msg_id, Waiting { entry, .. }) = first.remove_entry();
             if line.last.is_some_and(|last| msg_id <= last) {
                 entry.settle(Settled::NotForIt);
                 continue;
@@ -70,8 +88,9 @@ impl DeliveryTask {
             return;
         };
         line.looking = false;
-        let Some((_, (Some(until), _))) = line.waiting.first_key_value() else { return };
-        let until = *until;
+        let Some((_, &Waiting { prev: Some(until), .. })) = line.waiting.first_key_value() else {
+            return;
+        };
         if Some(until) <= line.last {
             return;
         }
@@ -110,9 +129,7 @@ impl DeliveryTask {
                 let message = Message::new(app, biz_code, &data, Some(msg_id));
                 let sample = Some(Sample::of(record.at_ms, msg_id, 1));
                 let entry = self.open(app, None, msg_id, message, From::Log, sample);
-                entry.expect(&connection);
-                connection.send(&entry);
-                entry.seal();
+                entry.send_to([&connection]);
             }
         }
         if let Some(line) = self.direct.get_mut(&id) {

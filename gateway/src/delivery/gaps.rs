@@ -26,6 +26,9 @@ use super::{
 pub(super) const GAP_PATIENCE: Duration = Duration::from_millis(200);
 /// After a failed reading of the log.
 pub(super) const GAP_RETRY: Duration = Duration::from_millis(500);
+/// After the bus was away, before the rooms are compared with the log: longer
+/// than workers take to be back, so that what is only late comes by itself.
+pub(super) const COMPARE_AFTER: Duration = Duration::from_secs(5);
 /// Rooms compared at once.
 const COMPARED_AT_ONCE: usize = 16;
 /// Messages read from the log at once for one gap.

@@ -22,8 +22,13 @@ pub(super) enum Keep {
     AWhile,
 }
 
-/// An entry, who left owing it, and how many copies there have been.
-pub(super) type LeftOwing = (Arc<Entry>, Vec<UserId>, u32);
+/// What some users left unacknowledged.
+pub(super) struct LeftOwing {
+    pub(super) entry: Arc<Entry>,
+    pub(super) users: Vec<UserId>,
+    /// Copies there have been.
+    pub(super) sends: u32,
+}
 
 /// Users named in one append, over all its messages: nine bytes each, and some
 /// thirty a message, so below a tenth of what the log takes.
@@ -37,9 +42,9 @@ impl DeliveryTask {
             .filter(|entry| !entry.is_settled())
             .map(|entry| {
                 let (users, sends) = entry.take_orphans();
-                (Arc::clone(entry), users, sends)
+                LeftOwing { entry: Arc::clone(entry), users, sends }
             })
-            .filter(|(_, users, _)| !users.is_empty())
+            .filter(|left| !left.users.is_empty())
             .collect();
         let (bus, gateway) = (self.with.bus.clone(), self.with.gateway.clone());
         self.with.tasks.spawn(async move {
@@ -52,7 +57,7 @@ impl DeliveryTask {
 /// Tells the log who left which messages unacknowledged, then settles for them.
 pub(super) async fn hand_on(bus: &Bus, gateway: &Incarnation, left: Vec<LeftOwing>, keep: Keep) {
     let mut rooms: BTreeMap<RoomKey, BTreeMap<(MsgId, u32), Vec<UserId>>> = BTreeMap::new();
-    for (entry, users, sends) in &left {
+    for LeftOwing { entry, users, sends } in &left {
         let Some(room) = entry.room else { continue };
         let messages = rooms.entry((entry.app, room)).or_default();
         messages.entry((entry.msg_id, *sends)).or_default().extend(users);
@@ -76,7 +81,7 @@ pub(super) async fn hand_on(bus: &Bus, gateway: &Incarnation, left: Vec<LeftOwin
             }
         }
     }
-    for (entry, users, _) in left {
+    for LeftOwing { entry, users, .. } in left {
         users.iter().for_each(|_| entry.settle(Settled::Left));
     }
 }

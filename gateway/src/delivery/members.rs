@@ -22,6 +22,7 @@ pub(super) struct Member {
 }
 
 impl DeliveryTask {
+    /// A connection has logged in.
     pub(super) fn enter(&mut self, connection: Arc<Connection>) {
         let id = connection.id;
         if let Some(room) = connection.room() {
@@ -33,16 +34,15 @@ impl DeliveryTask {
         self.connections.insert(id, connection);
     }
 
+    /// A connection is gone, and its socket with it.
     pub(super) fn leave(&mut self, id: ConnId) {
         let Some(connection) = self.connections.remove(&id) else { return };
         connection.abandon();
-        for (_, entry) in
-            self.direct.remove(&id).into_iter().flat_map(|line| line.waiting.into_values())
-        {
-            entry.settle(Settled::Left);
+        if let Some(line) = self.direct.remove(&id) {
+            line.leave();
         }
-        let Some(room_id) = connection.room() else { return };
-        let key = (connection.who.app, room_id);
+        let Some(room) = connection.room() else { return };
+        let key = (connection.who.app, room);
         let Some(room) = self.rooms.get_mut(&key) else { return };
         if let Some(member) = room.members.remove(&id) {
             member.held.iter().for_each(|entry| entry.settle(Settled::Left));
@@ -61,14 +61,7 @@ impl DeliveryTask {
                     }
                     room.confirmed.insert(*connection);
                     let Some(member) = room.members.get_mut(connection) else { continue };
-                    member.joined = Some(position);
-                    for entry in std::mem::take(&mut member.held) {
-                        if position < entry.msg_id {
-                            member.connection.send(&entry);
-                        } else {
-                            entry.settle(Settled::NotForIt);
-                        }
-                    }
+                    member.join(position);
                     if room.closed {
                         member.connection.detach();
                         room.members.remove(connection);
@@ -94,6 +87,19 @@ impl Member {
         self.joined.is_some_and(|joined| joined < msg_id)
     }
 
+    /// From here on it hears; of what was held it gets what is newer.
+    fn join(&mut self, position: MsgId) {
+        self.joined = Some(position);
+        for entry in std::mem::take(&mut self.held) {
+            if position < entry.msg_id {
+                self.connection.send(&entry);
+            } else {
+                entry.settle(Settled::NotForIt);
+            }
+        }
+    }
+
+    /// A message has come: it is sent, held, or not for it.
     pub(super) fn hear(&mut self, entry: &Arc<Entry>) {
         match self.joined {
             Some(joined) if joined < entry.msg_id => {

@@ -19,7 +19,7 @@ use super::{
     members::Member,
 };
 use crate::{
-    entry::{Sample, Settled},
+    entry::{Entry, Sample, Settled},
     frame::{Message, biz},
 };
 
@@ -32,6 +32,7 @@ pub(super) struct Room {
     /// The members as the log has them: when the last one leaves, fan-out forgets us.
     pub(super) confirmed: HashSet<ConnId>,
     pub(super) waiting: BTreeMap<MsgId, Waiting>,
+    /// Somebody is about to look whether it still misses something.
     pub(super) looking: bool,
     pub(super) closed: bool,
 }
@@ -50,6 +51,7 @@ pub(super) enum What {
 }
 
 impl DeliveryTask {
+    /// An envelope for a room: it waits its turn.
     pub(super) async fn arrive(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
         let Some(room) = self.rooms.get_mut(&key) else {
             return self.note_unheard(key, msg_id, envelope);
@@ -122,18 +124,7 @@ impl DeliveryTask {
                 }
             }
             What::Closed => {
-                room.closed = true;
-                for member in room.members.values_mut() {
-                    member.connection.end_room();
-                    member.hear(&entry);
-                }
-                room.members.retain(|_, member| {
-                    let pending = member.joined.is_none();
-                    if !pending {
-                        member.connection.detach();
-                    }
-                    pending
-                });
+                room.end(&entry);
                 self.tidy(key);
             }
         }
@@ -141,14 +132,11 @@ impl DeliveryTask {
         if !lagging.is_empty() {
             // The same message, on our own clock: the envelope is not held up for them.
             let entry = self.open(app, Some(room_id), msg_id, message, From::Lagging, None);
-            for connection in &lagging {
-                entry.expect(connection);
-                connection.send(&entry);
-            }
-            entry.seal();
+            entry.send_to(&lagging);
         }
     }
 
+    /// These joined after the room's end: they hear of it and of nothing else.
     pub(super) fn tell_latecomers(
         &mut self,
         key: RoomKey,
@@ -174,7 +162,7 @@ impl DeliveryTask {
         self.tidy(key);
     }
 
-    /// Says nothing more for a room that is being closed.
+    /// The room is about to be closed: nothing is taken for it any more.
     pub(super) fn end_room(&self, key: RoomKey) {
         for member in self.rooms.get(&key).into_iter().flat_map(|room| room.members.values()) {
             member.connection.end_room();
@@ -193,12 +181,32 @@ impl DeliveryTask {
         }
     }
 
-    pub(super) fn tell(&mut self, notice: &Notice) {
+    /// A notice, which may be lost: to those who are known to be there.
+    pub(super) fn tell(&self, notice: &Notice) {
         let Some(room) = self.rooms.get(&(notice.app, notice.room)) else { return };
         let message = Arc::new(Message::new(notice.app, notice.biz_code, &notice.data, None));
         for member in room.members.values().filter(|member| member.joined.is_some()) {
             member.connection.notice(&message);
         }
+    }
+}
+
+impl Room {
+    /// Everybody hears of its end and is in no room from then on. Whose join is
+    /// not known yet stays until it is.
+    fn end(&mut self, entry: &Arc<Entry>) {
+        self.closed = true;
+        for member in self.members.values_mut() {
+            member.connection.end_room();
+            member.hear(entry);
+        }
+        self.members.retain(|_, member| {
+            let pending = member.joined.is_none();
+            if !pending {
+                member.connection.detach();
+            }
+            pending
+        });
     }
 }
 
