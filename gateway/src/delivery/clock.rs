@@ -108,6 +108,7 @@ impl DeliveryTask {
         });
     }
 
+    /// Looks at what is due on our own clock, and forgets what is settled for long.
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         while self.own_clock.front().is_some_and(|(due, _)| *due <= now) {

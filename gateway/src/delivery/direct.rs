@@ -46,6 +46,7 @@ impl DirectLine {
 }
 
 impl DeliveryTask {
+    /// An envelope for connections of one user: on each it waits its turn.
     pub(super) fn arrive_direct(&mut self, entry: &Arc<Entry>, to: &[DirectTarget]) {
         for DirectTarget { connection: id, prev } in to {
             let Some(connection) = self.connections.get(id) else { continue };
@@ -82,6 +83,7 @@ impl DeliveryTask {
             connection.send(&entry);
         }
     }
+    /// As for a room: if something is still missing, the log is read.
     pub(super) fn look_for_direct_gap(&mut self, id: ConnId) {
         let (Some(connection), Some(line)) = (self.connections.get(&id), self.direct.get_mut(&id))
         else {
@@ -114,6 +116,7 @@ impl DeliveryTask {
         });
     }
 
+    /// What was missing up to `until` is sent, as far as the log has it.
     pub(super) fn fill_direct(&mut self, id: ConnId, until: MsgId, found: Vec<LogEntry>) {
         for entry in found {
             let msg_id = entry.msg_id();

@@ -35,6 +35,7 @@ const COMPARED_AT_ONCE: usize = 16;
 const GAP_MAX: usize = 1_000;
 
 impl DeliveryTask {
+    /// The missing envelope has had its time: if it is still missing, the log is read.
     pub(super) fn look_for_gap(&mut self, key: RoomKey) {
         let Some(room) = self.rooms.get_mut(&key) else { return };
         room.looking = false;
@@ -61,6 +62,7 @@ impl DeliveryTask {
         });
     }
 
+    /// What was missing up to `until` is dealt with as if its envelopes had come.
     pub(super) fn fill(&mut self, key: RoomKey, until: MsgId, found: Vec<LogEntry>) {
         for entry in found {
             let msg_id = entry.msg_id();
@@ -107,6 +109,7 @@ impl DeliveryTask {
         });
     }
 
+    /// The room was closed at `position`, and nobody here has heard of it.
     pub(super) fn end_late(&mut self, key: RoomKey, position: MsgId) {
         let late = |room: &Room| !room.closed && room.last.is_some_and(|last| last < position);
         if self.rooms.get(&key).is_some_and(late) {

@@ -18,7 +18,7 @@ pub(super) struct Member {
     pub(super) connection: Arc<Connection>,
     /// It hears what comes after. `None`: not known yet; what comes is held.
     pub(super) joined: Option<MsgId>,
-    pub(super) held: Vec<Arc<Entry>>,
+    held: Vec<Arc<Entry>>,
 }
 
 impl DeliveryTask {
@@ -45,7 +45,7 @@ impl DeliveryTask {
         let key = (connection.who.app, room);
         let Some(room) = self.rooms.get_mut(&key) else { return };
         if let Some(member) = room.members.remove(&id) {
-            member.held.iter().for_each(|entry| entry.settle(Settled::Left));
+            member.forget(Settled::Left);
         }
         self.tidy(key);
     }
@@ -97,6 +97,11 @@ impl Member {
                 entry.settle(Settled::NotForIt);
             }
         }
+    }
+
+    /// It is in the room no more: what was held for it never comes.
+    pub(super) fn forget(self, how: Settled) {
+        self.held.iter().for_each(|entry| entry.settle(how));
     }
 
     /// A message has come: it is sent, held, or not for it.

@@ -155,7 +155,7 @@ impl DeliveryTask {
             if let Some(room) = self.rooms.get_mut(&key)
                 && let Some(member) = room.members.remove(&connection.id)
             {
-                member.held.iter().for_each(|entry| entry.settle(Settled::NotForIt));
+                member.forget(Settled::NotForIt);
             }
         }
         entry.seal();
