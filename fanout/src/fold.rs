@@ -4,8 +4,9 @@
 //! same events knows the same members and computes the same envelopes. That is
 //! what lets an owner die at any moment, and what lets anybody replay a room.
 //!
-//! Here is what a fold knows and which event is whose. Each part has the rules
-//! about one thing and what is remembered of it: begin with `rooms` and `members`.
+//! Here is what a fold knows, as far as several parts look at it, and which event
+//! is whose. Each part has the rules about one thing, and what only it remembers:
+//! begin with `rooms` and `members`.
 
 mod gateways;
 mod measures;
@@ -20,7 +21,7 @@ mod users;
 #[cfg(test)]
 mod partition;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use qiyu_nats::{
     AppId, ConnId, GatewayId, Incarnation, MsgId, RoomId, UserId,
@@ -33,10 +34,9 @@ use serde::{Deserialize, Serialize};
 pub use self::survey::{NoThing, Thing};
 use self::{
     gateways::Lives,
-    members::Member,
     names::{SENT_KEPT_MS, Sent},
-    owed::OWED_KEPT_MS,
-    rooms::{Room, Said},
+    owed::{Departed, OWED_KEPT_MS, Owed},
+    rooms::{Closed, Said},
     users::{Session, Unread, User},
 };
 
@@ -139,6 +139,47 @@ pub struct Fold {
     /// Rooms whose counts may have changed; not part of the truth.
     #[serde(skip)]
     stirred: HashSet<(AppId, RoomId)>,
+}
+
+/// How a room stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Room {
+    anchor: Option<UserId>,
+    closed: Option<Closed>,
+    gateways: BTreeMap<Incarnation, Members>,
+    /// Connections of each user inside, through whatever gateway.
+    inside: HashMap<UserId, u32>,
+    good_num: u64,
+    /// The most users that were ever inside at once.
+    #[serde(default)]
+    peak: u64,
+    /// Members of gateways that died a short while ago.
+    departed: Vec<Departed>,
+    /// Messages kept a while for users who may come back.
+    owed: HashMap<UserId, Vec<Owed>>,
+    /// Since when the anchor is gone, who was inside before.
+    #[serde(default)]
+    anchor_gone_ms: Option<u64>,
+    /// Measures against users in this room.
+    #[serde(default)]
+    measures: HashMap<UserId, MeasureEntry>,
+}
+
+/// One gateway's connections in one room.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Members {
+    /// The last message sent to it, or the join that brought it in.
+    prev: MsgId,
+    connections: HashMap<ConnId, Member>,
+}
+
+/// One connection in one room.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Member {
+    user: UserId,
+    joined: MsgId,
+    /// It asked for what it had missed, and so needs no copies of that.
+    resumed: bool,
 }
 
 impl Fold {

@@ -5,6 +5,7 @@
 //! `rooms` (a message comes) and `members` (whom it is for).
 
 mod clock;
+mod connections;
 mod direct;
 mod gaps;
 mod hand_on;
@@ -47,6 +48,9 @@ use crate::{
 
 /// Orders waiting for this task. Whoever sends one waits when it is full.
 pub(crate) const ORDERS_MAX: usize = 4096;
+/// How long an envelope that is missing may still arrive by itself: owners
+/// retry after 50 ms, and a retry may overtake.
+const GAP_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What others tell the delivery task.
 pub(crate) enum Order {

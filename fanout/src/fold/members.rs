@@ -8,26 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use qiyu_nats::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, envelope::Envelope, event::MemberChange,
 };
-use serde::{Deserialize, Serialize};
 
-use super::{Effect, Fold, owed::Departed, rooms::Room};
-
-/// One gateway's connections in one room.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Members {
-    /// The last message sent to it, or the join that brought it in.
-    pub(super) prev: MsgId,
-    pub(super) connections: HashMap<ConnId, Member>,
-}
-
-/// One connection in one room.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Member {
-    pub(super) user: UserId,
-    pub(super) joined: MsgId,
-    /// It asked for what it had missed, and so needs no copies of that.
-    pub(super) resumed: bool,
-}
+use super::{Effect, Fold, Member, Members, Room, owed::Departed};
 
 impl Fold {
     /// Lets in who came and out who went. Whoever is back is sent what was owed to them.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use qiyu_nats::{AppId, ConnId, Incarnation, MsgId, RoomId, UserId, event::UnackedMessage};
 use serde::{Deserialize, Serialize};
 
-use super::{Effect, Fold, members::Member, rooms::Room};
+use super::{Effect, Fold, Member, Room};
 
 /// Somebody whose gateway died.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

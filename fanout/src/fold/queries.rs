@@ -6,7 +6,7 @@ use qiyu_nats::{
     AppId, Incarnation, MsgId, RoomId, UserId, measure::MeasureEntry, room::RoomCounts,
 };
 
-use super::{Fold, rooms::Room};
+use super::{Fold, Room};
 use crate::state::{Member as MemberState, RoomState};
 
 impl Fold {

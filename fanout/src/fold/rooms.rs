@@ -4,42 +4,12 @@
 //! the one sent to that gateway before it. A closed room takes nothing more: it
 //! is remembered for those who still try to enter.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
 
-use qiyu_nats::{
-    AppId, Incarnation, MsgId, RoomId, UserId, envelope::Envelope, measure::MeasureEntry,
-};
+use qiyu_nats::{AppId, Incarnation, MsgId, RoomId, UserId, envelope::Envelope};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Effect, Fold,
-    members::Members,
-    owed::{Departed, Owed},
-};
-
-/// How a room stands.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Room {
-    pub(super) anchor: Option<UserId>,
-    pub(super) closed: Option<Closed>,
-    pub(super) gateways: BTreeMap<Incarnation, Members>,
-    /// Connections of each user inside, through whatever gateway.
-    pub(super) inside: HashMap<UserId, u32>,
-    pub(super) good_num: u64,
-    /// The most users that were ever inside at once.
-    #[serde(default)]
-    pub(super) peak: u64,
-    /// Members of gateways that died a short while ago.
-    pub(super) departed: Vec<Departed>,
-    /// Messages kept a while for users who may come back.
-    pub(super) owed: HashMap<UserId, Vec<Owed>>,
-    /// Since when the anchor is gone, who was inside before.
-    #[serde(default)]
-    pub(super) anchor_gone_ms: Option<u64>,
-    /// Measures against users in this room.
-    #[serde(default)]
-    pub(super) measures: HashMap<UserId, MeasureEntry>,
-}
+use super::{Effect, Fold, Members, Room};
 
 /// Where a room ended.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

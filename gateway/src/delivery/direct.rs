@@ -11,9 +11,9 @@ use qiyu_nats::{
 use tracing::warn;
 
 use super::{
-    DeliveryTask, Order,
+    DeliveryTask, GAP_PATIENCE, Order,
     clock::From,
-    gaps::{GAP_PATIENCE, GAP_RETRY, read_gap},
+    gaps::{GAP_RETRY, read_gap},
 };
 use crate::{
     entry::{Entry, Sample, Settled},

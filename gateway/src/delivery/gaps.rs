@@ -21,9 +21,6 @@ use super::{
     rooms::{Room, What},
 };
 
-/// How long an envelope that is missing may still arrive by itself: owners
-/// retry after 50 ms, and a retry may overtake.
-pub(super) const GAP_PATIENCE: Duration = Duration::from_millis(200);
 /// After a failed reading of the log.
 pub(super) const GAP_RETRY: Duration = Duration::from_millis(500);
 /// After the bus was away, before the rooms are compared with the log: longer

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use qiyu_nats::{ConnId, MsgId, event::MemberChange};
+use qiyu_nats::{MsgId, event::MemberChange};
 
-use super::{DeliveryTask, RoomKey, direct::DirectLine};
+use super::{DeliveryTask, RoomKey};
 use crate::{
     connection::Connection,
     entry::{Entry, Settled},
@@ -22,34 +22,6 @@ pub(super) struct Member {
 }
 
 impl DeliveryTask {
-    /// A connection has logged in.
-    pub(super) fn enter(&mut self, connection: Arc<Connection>) {
-        let id = connection.id;
-        if let Some(room) = connection.room() {
-            let room = self.rooms.entry((connection.who.app, room)).or_default();
-            let (connection, joined, held) = (Arc::clone(&connection), None, Vec::new());
-            room.members.insert(id, Member { connection, joined, held });
-        }
-        self.direct.insert(id, DirectLine::default());
-        self.connections.insert(id, connection);
-    }
-
-    /// A connection is gone, and its socket with it.
-    pub(super) fn leave(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.remove(&id) else { return };
-        connection.abandon();
-        if let Some(line) = self.direct.remove(&id) {
-            line.leave();
-        }
-        let Some(room) = connection.room() else { return };
-        let key = (connection.who.app, room);
-        let Some(room) = self.rooms.get_mut(&key) else { return };
-        if let Some(member) = room.members.remove(&id) {
-            member.forget(Settled::Left);
-        }
-        self.tidy(key);
-    }
-
     /// Follows the log as fan-out does, so that both mean the same by `prev`.
     pub(super) fn moved(&mut self, key: RoomKey, position: MsgId, changes: &[MemberChange]) {
         let room = self.rooms.entry(key).or_default();
@@ -82,6 +54,11 @@ impl DeliveryTask {
 }
 
 impl Member {
+    /// Its join is not in the log yet.
+    pub(super) fn entering(connection: &Arc<Connection>) -> Self {
+        Self { connection: Arc::clone(connection), joined: None, held: Vec::new() }
+    }
+
     /// Whether it is known to be in the room for this message.
     pub(super) fn hears(&self, msg_id: MsgId) -> bool {
         self.joined.is_some_and(|joined| joined < msg_id)

@@ -13,9 +13,8 @@ use qiyu_nats::{ConnId, MsgId, UserId, notice::Notice};
 use tracing::debug;
 
 use super::{
-    DeliveryTask, Order, RoomKey,
+    DeliveryTask, GAP_PATIENCE, Order, RoomKey,
     clock::{From, OWN_CLOCK_MAX, Place},
-    gaps::GAP_PATIENCE,
     members::Member,
 };
 use crate::{
