@@ -1,7 +1,8 @@
 //! Who is in a room: connections by gateway, users each counted once.
 //!
 //! A connection is a member from its join in the log to its leave, or to the end
-//! of its gateway's life. Whether the anchor is there follows from the same.
+//! of the room or of its gateway's life. Whether the anchor is there follows from
+//! the same.
 
 use std::collections::{BTreeMap, HashMap};
 

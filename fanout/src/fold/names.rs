@@ -1,5 +1,5 @@
 //! Senders' own names for their messages: what comes under the same name again
-//! is the same message, and is delivered once.
+//! within a day is the same message, and is delivered once.
 
 use qiyu_nats::{AppId, ClientMsgId, MsgId, UserId, event::Sender};
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,8 @@ use super::Fold;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sent {
     /// Of the name; 64 bits among a thousand names never meet by chance.
-    pub(super) hash: u64,
-    pub(super) msg_id: MsgId,
+    hash: u64,
+    msg_id: MsgId,
     pub(super) at_ms: u64,
 }
 

@@ -23,8 +23,8 @@ pub(super) struct Departed {
 /// A message a user never acknowledged on a connection that is gone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Owed {
-    pub(super) msg_id: MsgId,
-    pub(super) sends: u32,
+    msg_id: MsgId,
+    sends: u32,
     pub(super) at_ms: u64,
 }
 

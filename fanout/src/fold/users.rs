@@ -1,8 +1,8 @@
 //! Users: their sessions, through whatever gateways, and what was written to them.
 //!
 //! A 1:1 message waits from its event until some connection of its user has
-//! acknowledged it. A user comes online and goes offline once, with the first
-//! session and the last.
+//! acknowledged it, or the inbox would have dropped it. A user comes online and
+//! goes offline once, with the first session and the last.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ pub(super) struct Session {
     pub(super) gateway: Incarnation,
     pub(super) connection: ConnId,
     /// The last 1:1 message sent to it.
-    pub(super) prev: Option<MsgId>,
+    prev: Option<MsgId>,
 }
 
 impl Fold {
