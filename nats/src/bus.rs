@@ -4,7 +4,13 @@
 //! it delays everything else. So appends, pulls, and control (buckets,
 //! requests, stream management) each have a client, and leases one more.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr,
@@ -296,6 +302,7 @@ async fn client(
     loop {
         let name = format!("{} {}", config.name, purpose.as_str());
         let (connected, metrics) = (Arc::clone(connected), metrics.clone());
+        let lost = Arc::new(AtomicBool::new(false));
         let attempt = credentials(&addrs)
             .name(name)
             .ping_interval(PING_INTERVAL)
@@ -307,17 +314,23 @@ async fn client(
             })
             .event_callback(move |event| {
                 let (connected, metrics) = (Arc::clone(&connected), metrics.clone());
+                let lost = Arc::clone(&lost);
                 let label = ConnectionLabel::from(purpose);
                 let purpose = purpose.as_str();
                 async move {
                     match event {
                         Event::Disconnected => {
+                            lost.store(true, Ordering::Relaxed);
                             warn!(%purpose, "disconnected from NATS");
                             metrics.disconnects.get_or_create(&label).inc();
                         }
                         Event::Connected => {
                             info!(%purpose, "NATS connection is up");
-                            connected.send_modify(|connections| *connections += 1);
+                            // The first one is told late, when a reader may be open
+                            // already: nothing was lost with it.
+                            if lost.swap(false, Ordering::Relaxed) {
+                                connected.send_modify(|connections| *connections += 1);
+                            }
                         }
                         Event::SlowConsumer(sid) => {
                             metrics.dropped.inc();
