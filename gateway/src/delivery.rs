@@ -56,8 +56,9 @@ const GAP_PATIENCE: Duration = Duration::from_millis(200);
 pub(crate) enum Order {
     /// A connection has logged in; if it enters a room, what comes for that is held for it.
     Enter(Arc<Connection>),
-    /// A connection is gone.
-    Leave(ConnId),
+    /// A connection is gone; the last message of its room that was dealt with while
+    /// it was there is answered, if that is known.
+    Leave { connection: ConnId, heard: oneshot::Sender<Option<MsgId>> },
     /// Messages sent outside this task that need its clock.
     Clock(Vec<Arc<Entry>>),
     /// The log has who entered and left a room, at this position.
@@ -148,7 +149,9 @@ impl DeliveryTask {
     fn obey(&mut self, order: Order) {
         match order {
             Order::Enter(connection) => self.enter(connection),
-            Order::Leave(connection) => self.leave(connection),
+            Order::Leave { connection, heard } => {
+                heard.send(self.leave(connection)).ok(); // whoever asked may have stopped waiting
+            }
             Order::Clock(entries) => self.clock(entries),
             Order::Moved { app, room, position, changes } => {
                 self.moved((app, room), position, &changes);

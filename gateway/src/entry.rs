@@ -96,6 +96,9 @@ struct SlowPath {
     step: Step,
     /// The one connection that asked for it. `None`: it is for whoever is there.
     asked: Option<Recipient>,
+    /// Those who have it beside this entry, and the names of the first of them.
+    lagging: usize,
+    laggards: Vec<Recipient>,
 }
 
 /// How a connection stops owing.
@@ -150,6 +153,8 @@ impl Entry {
                 sent: Instant::now(),
                 step: Step::default(),
                 asked: None,
+                lagging: 0,
+                laggards: Vec::new(),
             }),
             recorded: AtomicBool::new(false),
             sample,
@@ -176,7 +181,7 @@ impl Entry {
         slow.recipients.push(Arc::clone(connection));
         if self.via == Via::Resume {
             // The fold knows who was there; who asked for it later, only we know.
-            slow.asked = Some(Recipient { user: connection.who.user, connection: connection.id });
+            slow.asked = Some(recipient(connection));
         }
     }
 
@@ -337,9 +342,20 @@ impl Entry {
         self.slow_path.lock().sends += sends;
     }
 
-    /// How many exceptions its outcome names.
-    pub(crate) fn exceptions(&self) -> usize {
-        self.slow_path.lock().exceptions.len()
+    /// These have it, too, on a clock of their own, and an outcome of their own.
+    pub(crate) fn leave_apart(&self, lagging: &[Arc<Connection>]) {
+        if lagging.is_empty() {
+            return;
+        }
+        let mut slow = self.slow_path.lock();
+        slow.lagging = lagging.len();
+        slow.laggards = lagging.iter().take(EXCEPTIONS_MAX).map(recipient).collect();
+    }
+
+    /// How many connections its outcome names.
+    pub(crate) fn names(&self) -> usize {
+        let slow = self.slow_path.lock();
+        slow.exceptions.len() + slow.laggards.len()
     }
 
     /// What acknowledges the envelope.
@@ -374,9 +390,9 @@ impl Entry {
     /// What the ledger will say of it.
     pub(crate) fn outcome(&self) -> Outcome {
         let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
-        let (exceptions, to) = {
+        let (exceptions, to, lagging, laggards) = {
             let slow = self.slow_path.lock();
-            (slow.exceptions.clone(), slow.asked)
+            (slow.exceptions.clone(), slow.asked, slow.lagging, slow.laggards.clone())
         };
         Outcome {
             app: self.app,
@@ -391,8 +407,14 @@ impl Entry {
             left: read(&self.left),
             exceptions,
             to,
+            lagging: u32::try_from(lagging).unwrap_or(u32::MAX),
+            laggards,
         }
     }
+}
+
+fn recipient(connection: &Arc<Connection>) -> Recipient {
+    Recipient { user: connection.who.user, connection: connection.id }
 }
 
 /// Where a message came from, and so who keeps its clock.

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use qiyu_nats::{
     Bus, Incarnation, chain,
-    ledger::{BATCH_EXCEPTIONS_MAX, LedgerBatch, OUTCOMES_MAX},
+    ledger::{BATCH_NAMES_MAX, LedgerBatch, OUTCOMES_MAX},
     record::Shelf,
 };
 use tokio::sync::mpsc;
@@ -44,12 +44,12 @@ pub(crate) async fn record_settled(
         batch.push(first);
         let more = tokio::time::sleep(BATCH_WAIT);
         tokio::pin!(more);
-        let mut exceptions = batch.iter().map(|entry| entry.exceptions()).sum::<usize>();
-        while batch.len() < OUTCOMES_MAX && exceptions < BATCH_EXCEPTIONS_MAX {
+        let mut names = batch.iter().map(|entry| entry.names()).sum::<usize>();
+        while batch.len() < OUTCOMES_MAX && names < BATCH_NAMES_MAX {
             tokio::select! {
                 biased;
                 Some(entry) = settled.recv() => {
-                    exceptions += entry.exceptions();
+                    names += entry.names();
                     batch.push(entry);
                 }
                 () = &mut more => break,

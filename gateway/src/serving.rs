@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use qiyu_nats::{
-    AppId, Bus, ConnId, Incarnation, RoomId,
+    AppId, Bus, ConnId, Incarnation, MsgId, RoomId,
     brake::Brakes,
     bucket::BucketError,
     chain,
@@ -23,7 +23,7 @@ use qiyu_nats::{
     subject::{self, RoomKind},
 };
 use qiyu_presence::{Life, Session, Sessions};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
@@ -39,6 +39,8 @@ use crate::{
     rates::Limits,
 };
 
+/// How long a leaving waits to be told what was heard before it.
+const HEARD_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a goodbye waits for the bus.
 const LOGOUT_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -179,6 +181,15 @@ impl Serving {
         }
     }
 
+    /// Nothing is delivered to a connection any more. Returns the last message of its
+    /// room that was dealt with while it was there, if that is known.
+    async fn ends_delivery(&self, connection: ConnId) -> Option<MsgId> {
+        let (heard, answer) = oneshot::channel();
+        self.orders.send(Order::Leave { connection, heard }).await.ok()?; // the life is over
+        // That it has left must be said soon: it counts as there meanwhile.
+        tokio::time::timeout(HEARD_PATIENCE, answer).await.ok()?.ok()?
+    }
+
     /// A connection has ended: says so everywhere, in the background.
     pub(crate) fn leave(self: &Arc<Self>, connection: &Arc<Connection>, reason: Ending) {
         if self.connections.write().remove(&connection.id).is_none() {
@@ -190,9 +201,9 @@ impl Serving {
         self.tasks.spawn(async move {
             let (app, user, id) = (connection.who.app, connection.who.user, connection.id);
             let room = connection.room();
-            serving.orders.send(Order::Leave(id)).await.ok(); // the life is over
+            let heard = serving.ends_delivery(id).await;
             let left = room.map(|room| {
-                let change = MemberChange::Left { connection: id, user };
+                let change = MemberChange::Left { connection: id, user, heard };
                 serving.membership.member(app, room, change)
             });
             let change = SessionChange::Offline { connection: id, user, reason };

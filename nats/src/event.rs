@@ -264,6 +264,11 @@ pub enum MemberChange {
         connection: ConnId,
         /// Whose.
         user: UserId,
+        /// The last room message its gateway had for it, or dealt with while it was
+        /// there; position 0: none. What came later, and before this event, is for
+        /// it as far as the log goes, and never reached it. `None`: not known.
+        #[serde(default)]
+        heard: Option<MsgId>,
     },
     /// A step newer than this build.
     #[serde(other)]

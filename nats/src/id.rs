@@ -98,7 +98,7 @@ const LOG_NUMBER: u64 = 1;
 
 impl MsgId {
     /// The id of the event stored at `seq` of `IM_IN`.
-    pub fn at(seq: u64) -> Self {
+    pub const fn at(seq: u64) -> Self {
         Self(seq << 8 | LOG_NUMBER)
     }
 

@@ -23,10 +23,10 @@ pub struct LedgerBatch {
 /// Measured: one publish per outcome costs 13 to 33 % of the throughput, batches nothing.
 pub const OUTCOMES_MAX: usize = 256;
 
-/// Exceptions in one batch: about 55 bytes each, so well below the megabyte a
-/// message may have.
-pub const BATCH_EXCEPTIONS_MAX: usize = 4_000;
-const _: () = assert!(EXCEPTIONS_MAX < BATCH_EXCEPTIONS_MAX);
+/// Names in one batch, of exceptions and laggards: about 55 bytes each, so well
+/// below the megabyte a message may have.
+pub const BATCH_NAMES_MAX: usize = 4_000;
+const _: () = assert!(2 * EXCEPTIONS_MAX < BATCH_NAMES_MAX);
 
 /// How one message ended at one gateway.
 ///
@@ -58,6 +58,13 @@ pub struct Outcome {
     /// The one it was for. `None`: those whom the fold knows, or as older builds wrote it.
     #[serde(default)]
     pub to: Option<Recipient>,
+    /// Connections besides that had ignored several messages in a row, and have it
+    /// on a clock of their own: their outcome follows, as [`Via::Lagging`].
+    #[serde(default)]
+    pub lagging: u32,
+    /// Which ones: at most [`EXCEPTIONS_MAX`], the count is exact.
+    #[serde(default)]
+    pub laggards: Vec<Recipient>,
 }
 
 /// A connection and its user.
@@ -69,7 +76,7 @@ pub struct Recipient {
     pub connection: ConnId,
 }
 
-/// Names kept per outcome. A room of thousands of silent clients must not
+/// Names kept per outcome of either kind. A room of thousands of silent clients must not
 /// make a record larger than a message may be.
 pub const EXCEPTIONS_MAX: usize = 100;
 

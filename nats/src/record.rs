@@ -146,7 +146,7 @@ impl Bus {
         let filters = shelves.iter().map(|shelf| shelf.filter()).collect();
         let reader = self.read_much(stream::LEDGER, filters, From::At { unix_ms: from_ms }).await?;
         let left = reader.pending_at_start();
-        Ok(LedgerReader { reader, left })
+        Ok(LedgerReader { reader, left, unreadable: 0 })
     }
 }
 
@@ -157,6 +157,7 @@ const NEXT_PATIENCE: Duration = Duration::from_secs(5);
 pub struct LedgerReader {
     reader: LogReader,
     left: u64,
+    unreadable: u64,
 }
 
 impl LedgerReader {
@@ -180,11 +181,17 @@ impl LedgerReader {
             match page {
                 Ok(page) => return Ok(Some(LedgerEntry { stored_ms: entry.written_ms, page })),
                 Err(error) => {
+                    self.unreadable += 1;
                     debug!(seq = entry.seq, error = %chain(&error), "entry of the ledger passed over");
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Entries so far that this build cannot read.
+    pub fn unreadable(&self) -> u64 {
+        self.unreadable
     }
 
     /// Ends the reading.

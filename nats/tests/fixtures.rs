@@ -111,7 +111,7 @@ samples! { events: Event unless Unknown {
         gateway: gateway(),
         changes: vec![
             MemberChange::Joined { connection: connection(1), user: user(1), resumed: false },
-            MemberChange::Left { connection: connection(1), user: user(1) },
+            MemberChange::Left { connection: connection(1), user: user(1), heard: None },
         ],
     }
     SessionsChanged {
@@ -166,7 +166,7 @@ samples! { measures: Measure unless Unknown {
 
 samples! { member_changes: MemberChange unless Unknown {
     Joined { connection: connection(1), user: user(1), resumed: true }
-    Left { connection: connection(1), user: large_user() }
+    Left { connection: connection(1), user: large_user(), heard: None }
 }}
 
 samples! { session_changes: SessionChange unless Unknown {
@@ -269,6 +269,8 @@ fn structs() -> Vec<Sample> {
         left: 1,
         exceptions: vec![exception],
         to: None,
+        lagging: 0,
+        laggards: Vec::new(),
     };
     let handover = Handover {
         msg_id: MsgId::at(9),
@@ -371,7 +373,13 @@ fn later_shapes() -> Vec<Sample> {
         left: 0,
         exceptions: Vec::new(),
         to: Some(recipient),
+        lagging: 0,
+        laggards: Vec::new(),
     };
+    let with_laggards =
+        Outcome { to: None, lagging: 2, laggards: vec![recipient], ..outcome.clone() };
+    let heard = Some(MsgId::at(1 << 40));
+    let left = MemberChange::Left { connection: connection(1), user: large_user(), heard };
     let by_the_server = Sender {
         user: None,
         gateway: None,
@@ -455,6 +463,8 @@ fn later_shapes() -> Vec<Sample> {
             },
         ),
         sample("Outcome-to", outcome),
+        sample("Outcome-laggards", with_laggards),
+        sample("MemberChange-Left-heard", left),
         sample("Event-RoomClosed-counted", closed),
         sample("RoomCounts-peak", RoomCounts { watch_num: 3, good_num: 0, peak: Some(5) }),
     ]

@@ -197,7 +197,7 @@ pub(crate) fn take_apart(
                         let joined = Happening { resumed: Some(*resumed), ..base(Kind::Joined) };
                         (Some(*connection), Some(*user), joined)
                     }
-                    MemberChange::Left { connection, user } => {
+                    MemberChange::Left { connection, user, .. } => {
                         (Some(*connection), Some(*user), base(Kind::Left))
                     }
                     MemberChange::Unknown => (None, None, base(Kind::Unknown)),

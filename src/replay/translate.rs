@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use qiyu_nats::{
     GatewayId, Incarnation, MsgId, Partition,
-    event::{Event, Record, Sender, SessionChange, UnackedMessage},
+    event::{Event, MemberChange, Record, Sender, SessionChange, UnackedMessage},
     log::LogEntry,
     subject,
 };
@@ -62,7 +62,14 @@ impl Translator {
             | Event::ContentRefused { sender, .. } => self.rename_sender(sender),
             // Whoever only counted or spoke needs no end: it holds nobody.
             Event::RoomLiked { gateway, .. } => *gateway = self.named(gateway),
-            Event::MembersChanged { gateway, .. } => *gateway = self.met(gateway, partition),
+            Event::MembersChanged { gateway, changes, .. } => {
+                *gateway = self.met(gateway, partition);
+                for change in changes.iter_mut() {
+                    if let MemberChange::Left { heard, .. } = change {
+                        *heard = heard.and_then(|id| self.position(id));
+                    }
+                }
+            }
             Event::SessionsChanged { gateway, changes, .. } => {
                 *gateway = self.met(gateway, partition);
                 for change in changes.iter_mut() {
@@ -160,10 +167,7 @@ impl Translator {
 #[cfg(test)]
 mod tests {
     use qiyu_nats::{
-        AppId, RoomId, UserId, codec,
-        event::{MemberChange, VERSION},
-        measure::Measure,
-        subject::RoomKind,
+        AppId, RoomId, UserId, codec, event::VERSION, measure::Measure, subject::RoomKind,
     };
 
     use super::*;
@@ -206,6 +210,7 @@ mod tests {
         let changes = vec![MemberChange::Left {
             connection: qiyu_nats::ConnId(std::num::NonZeroU64::MIN),
             user: user(),
+            heard: Some(MsgId::at(1)),
         }];
         let moved = Event::MembersChanged { app, room, gateway: old.clone(), changes };
         let moved = translator.translate(&entry(2, RoomKind::Members, moved), 9_000);

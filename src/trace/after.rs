@@ -9,13 +9,13 @@ use qiyu_nats::{
     envelope::Envelope,
     event::{Event, MemberChange, Record, SessionChange},
     log::{From, LogEntry},
-    stream::OUTBOX_AGE_MAX,
+    stream::{INBOX_AGE_MAX, OUTBOX_AGE_MAX},
     subject::{self, RoomKind},
 };
 
 use super::life::{
-    Because, Departure, Direction, Dispatch, Fate, Gone, Hearer, LeftBehind, Life, Step, Taken,
-    What,
+    Because, Departure, Direction, Dispatch, Fate, Forgotten, Gone, Hearer, LeftBehind, Life, Step,
+    Taken, What,
 };
 
 /// How long after a room message something may still be done about it: as long
@@ -40,7 +40,7 @@ pub(super) async fn follow(
     let filter = vec![subject::partition(partition)];
     let mut reader = bus.read_history(filter, From::After(entry.seq - 1)).await?;
     let mut left = reader.pending_at_start();
-    while 0 < left && life.taken.is_none() {
+    while 0 < left && life.taken.is_none() && life.forgotten.is_none() {
         let next = reader.next().await?;
         if horizon < next.written_ms {
             break;
@@ -51,12 +51,40 @@ pub(super) async fn follow(
         note_event(&fold, &next, &record, user, life);
         let effects = fold.apply(next.msg_id(), record).unwrap_or_default();
         note_effects(&fold, &next, effects, life);
+        note_forgetting(&fold, &next, life);
     }
     reader.close().await;
     if left == 0 {
         life.searched.log_until_ms = qiyu_nats::now_ms();
+        note_age(life);
     }
     Ok(())
+}
+
+/// A 1:1 message that waits no more and was not acknowledged: of those that wait
+/// only the newest are kept, and none longer than a week.
+fn note_forgetting(fold: &Fold, entry: &LogEntry, life: &mut Life) {
+    let What::Whispered { to, .. } = life.what else { return };
+    let repeated = matches!(life.fate, Fate::Repeated { .. });
+    if repeated || life.taken.is_some() || fold.waits(life.app, to, life.msg_id) {
+        return;
+    }
+    let aged = waits_until_ms(life) <= entry.written_ms;
+    let because = (!aged).then(|| entry.msg_id());
+    life.forgotten = Some(Forgotten { at_ms: entry.written_ms, because });
+}
+
+fn note_age(life: &mut Life) {
+    let until_ms = waits_until_ms(life);
+    let whispered = matches!(life.what, What::Whispered { .. });
+    let waits = life.taken.is_none() && !matches!(life.fate, Fate::Repeated { .. });
+    if whispered && waits && life.forgotten.is_none() && until_ms <= qiyu_nats::now_ms() {
+        life.forgotten = Some(Forgotten { at_ms: until_ms, because: None });
+    }
+}
+
+fn waits_until_ms(life: &Life) -> u64 {
+    life.accepted_ms.saturating_add(millis(INBOX_AGE_MAX))
 }
 
 /// Where everybody was right before the message.
@@ -115,12 +143,13 @@ fn note_event(
         {
             for change in changes {
                 match *change {
-                    MemberChange::Left { connection, user } => {
-                        let heard =
+                    MemberChange::Left { connection, user, heard } => {
+                        let theirs =
                             |h: &Hearer| h.gateway == *gateway && h.connection == connection;
-                        if life.audience.iter().any(heard) {
+                        if life.audience.iter().any(theirs) {
                             let gateway = gateway.clone();
-                            life.departures.push(Departure { user, gateway, connection, at_ms });
+                            let left = Departure { user, gateway, connection, at_ms, heard };
+                            life.departures.push(left);
                         }
                     }
                     MemberChange::Joined { user: who, .. } if user == Some(who) => {
@@ -223,18 +252,21 @@ fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, life: &mut 
     }
 }
 
-/// The last time `user` entered or left `room` before `seq`.
+/// The last time `user` went in a direction that is `wanted` before `seq`.
 pub(super) async fn last_step(
     bus: &Bus,
-    app: AppId,
-    room: RoomId,
+    (app, room): (AppId, RoomId),
     user: UserId,
     seq: u64,
+    wanted: &[Direction],
 ) -> anyhow::Result<Option<Step>> {
-    let of_them = |change: &MemberChange| match *change {
-        MemberChange::Joined { user: who, .. } => (who == user).then_some(Direction::Entered),
-        MemberChange::Left { user: who, .. } => (who == user).then_some(Direction::Left),
-        MemberChange::Unknown => None,
+    let of_them = |change: &MemberChange| {
+        let (who, direction) = match *change {
+            MemberChange::Joined { user, .. } => (user, Direction::Entered),
+            MemberChange::Left { user, .. } => (user, Direction::Left),
+            MemberChange::Unknown => return None,
+        };
+        (who == user && wanted.contains(&direction)).then_some(direction)
     };
     let step = |entry: &LogEntry| match entry.record().ok()?.event {
         Event::MembersChanged { changes, .. } => changes.iter().rev().find_map(of_them),

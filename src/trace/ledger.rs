@@ -87,7 +87,10 @@ fn is_settled(life: &Life, from_ms: u64, until_ms: u64) -> bool {
     let dispatches = life.dispatches.iter().filter(|d| (from_ms..=until_ms).contains(&d.at_ms));
     dispatches.into_iter().all(|dispatch| {
         let ended = |settled: &Settled| {
-            settled.gateway == dispatch.to && answers(settled.outcome.via, dispatch.because)
+            let apart = |s: &Settled| s.gateway == dispatch.to && s.outcome.via == Via::Lagging;
+            settled.gateway == dispatch.to
+                && answers(settled.outcome.via, dispatch.because)
+                && (settled.outcome.lagging == 0 || life.outcomes.iter().any(apart))
         };
         life.gone(&dispatch.to).is_some() || life.outcomes.iter().any(ended)
     })
@@ -131,7 +134,11 @@ fn note(entry: LedgerEntry, life: &mut Life) {
                     }
                     _ => continue,
                 };
-                if on_it {
+                // What had been acknowledged before does not wait any more.
+                let taken = life.taken.as_ref();
+                let gone = way == Way::OfflinePull
+                    && taken.is_some_and(|taken| taken.at_ms <= entry.stored_ms);
+                if on_it && !gone {
                     let (user, at_ms) = (page.user, entry.stored_ms);
                     life.readings.push(Reading { user, at_ms, way });
                 }

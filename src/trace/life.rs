@@ -39,6 +39,8 @@ pub(super) struct Life {
     pub(super) left_behind: Vec<LeftBehind>,
     /// When some connection of the recipient of a 1:1 message acknowledged it.
     pub(super) taken: Option<Taken>,
+    /// When a 1:1 message ceased to wait without having been acknowledged.
+    pub(super) forgotten: Option<Forgotten>,
     /// Who read it over HTTP.
     pub(super) readings: Vec<Reading>,
     /// What else is known of the user that was asked about.
@@ -170,6 +172,8 @@ pub(super) struct Departure {
     pub(super) gateway: Incarnation,
     pub(super) connection: ConnId,
     pub(super) at_ms: u64,
+    /// The last message it was there for, at its gateway. `None`: an older build's word.
+    pub(super) heard: Option<MsgId>,
 }
 
 /// The end of a gateway that it was sent to.
@@ -195,6 +199,14 @@ pub(super) struct Taken {
     pub(super) at_ms: u64,
 }
 
+/// It waits for nobody any more.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Forgotten {
+    pub(super) at_ms: u64,
+    /// The newer message that took its place. `None`: its age did.
+    pub(super) because: Option<MsgId>,
+}
+
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Reading {
     pub(super) user: UserId,
@@ -214,6 +226,8 @@ pub(super) enum Way {
 pub(super) struct About {
     /// The last time they entered or left the room before it.
     pub(super) before: Option<Step>,
+    /// The last time they entered it before.
+    pub(super) entered: Option<Step>,
     /// The first time they entered the room after it.
     pub(super) after: Option<Step>,
     /// Measures against them in the room at that moment.
@@ -249,19 +263,24 @@ impl Life {
         msg_id: MsgId,
         user: Option<UserId>,
     ) -> anyhow::Result<Self> {
-        let entry = bus.read_one(msg_id).await?;
-        let Some(entry) = entry else { bail!(absence(bus, msg_id).await?) };
-        if entry.msg_id() != msg_id {
+        if MsgId::at(msg_id.seq()) != msg_id || msg_id.seq() == 0 {
             bail!("{msg_id} is no id of this log; ids are in receipts and in every message");
         }
+        let entry = bus.read_one(msg_id).await?;
+        let Some(entry) = entry else { bail!(absence(bus, msg_id).await?) };
         let record = entry.record().context("read what stands at this place in the log")?;
         let mut life = Self::begin(&entry, record)?;
         let partition = partition_of(&entry)?;
         let fold = fold_at(bus, partition, entry.seq - 1).await?;
         after::follow(bus, partition, &entry, fold, user, &mut life).await?;
         if let (Some(user), Some(room)) = (user, life.what.room()) {
-            let before = after::last_step(bus, life.app, room, user, entry.seq).await?;
-            life.about.get_or_insert_default().before = before;
+            let last = async |wanted: &[Direction]| {
+                after::last_step(bus, (life.app, room), user, entry.seq, wanted).await
+            };
+            let before = last(&[Direction::Entered, Direction::Left]).await?;
+            let entered = last(&[Direction::Entered]).await?;
+            let about = life.about.get_or_insert_default();
+            (about.before, about.entered) = (before, entered);
         }
         ledger::look(bus, &mut life).await?;
         Ok(life)
@@ -309,10 +328,21 @@ impl Life {
             gateways_gone: Vec::new(),
             left_behind: Vec::new(),
             taken: None,
+            forgotten: None,
             readings: Vec::new(),
             about: None,
             searched: Searched::default(),
         })
+    }
+
+    /// When a connection it was for left the room.
+    pub(super) fn departure(
+        &self,
+        gateway: &Incarnation,
+        connection: ConnId,
+    ) -> Option<&Departure> {
+        let is = |left: &&Departure| left.gateway == *gateway && left.connection == connection;
+        self.departures.iter().find(is)
     }
 
     /// When a gateway ended, if it did.

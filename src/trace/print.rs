@@ -7,7 +7,7 @@ use time::{OffsetDateTime, macros::format_description};
 
 use super::{
     ledger::answers,
-    life::{Because, Dispatch, Fate, Life, Settled, Way, What},
+    life::{Because, Dispatch, Fate, Forgotten, Life, Settled, Way, What},
 };
 
 /// Users named on one line; the JSON form has all.
@@ -83,6 +83,8 @@ pub(super) fn pretty(life: &Life) -> String {
     if let Some(taken) = &life.taken {
         let (at, gateway) = (moment(taken.at_ms), &taken.gateway);
         line("acknowledged", &format!("{at}  by its recipient on gateway {gateway}"));
+    } else if let Some(forgotten) = life.forgotten {
+        line("forgotten", &format!("{}  {}", moment(forgotten.at_ms), why_forgotten(forgotten)));
     } else if let What::Whispered { to, .. } = life.what {
         line("waiting", &format!("for user {to}, whose acknowledgement is not in the log"));
     }
@@ -102,6 +104,14 @@ pub(super) fn pretty(life: &Life) -> String {
         ),
     );
     format!("{}\n{text}", title(life))
+}
+
+/// Why a 1:1 message waits for nobody any more.
+pub(super) fn why_forgotten(forgotten: Forgotten) -> String {
+    match forgotten.because {
+        Some(newer) => format!("newer ones took its place, {newer} the last of it"),
+        None => "it had waited for seven days".to_owned(),
+    }
 }
 
 fn title(life: &Life) -> String {
@@ -174,6 +184,7 @@ fn outcome(settled: &Settled) -> String {
         (outcome.resent, "sent again"),
         (outcome.given_up, "given up"),
         (outcome.left, "left before acknowledging"),
+        (outcome.lagging, "more that had ignored several in a row, told apart"),
     ];
     let further = further.into_iter().filter(|(count, _)| 0 < *count);
     counts.extend(further.map(|(count, what)| format!("{count} {what}")));

@@ -3,12 +3,13 @@
 use qiyu_nats::{
     ConnId, Incarnation, UserId,
     ledger::{How, Reason, Via},
+    measure::Taken,
 };
 
 use super::{
     ledger::answers,
-    life::{Because, Direction, Dispatch, Fate, Hearer, Life, Settled, Way, What},
-    print::moment,
+    life::{About, Because, Direction, Dispatch, Fate, Hearer, Life, Settled, Way, What},
+    print::{moment, why_forgotten},
 };
 
 /// What became of the message at one connection.
@@ -36,6 +37,8 @@ enum End {
         unnamed: u64,
         of: u64,
     },
+    /// Some of those it was for had gone before, and it is not written down who.
+    Unclear,
     /// Handed over, and nothing reported since.
     Open,
     /// Not even handed over, as far as the record goes.
@@ -99,7 +102,7 @@ fn best(ends: Vec<(&Hearer, End)>, user: UserId) -> String {
         End::Acknowledged { .. } => 0,
         End::Open => 1,
         End::GatewayDied { .. } => 2,
-        End::NotNamed { .. } => 3,
+        End::NotNamed { .. } | End::Unclear => 3,
         End::Lagging => 4,
         End::GivenUp { .. } => 5,
         End::Left => 6,
@@ -145,6 +148,10 @@ fn best(ends: Vec<(&Hearer, End)>, user: UserId) -> String {
             "The record cannot tell: user {user} was in the room {on}{of_several}, where {of} \
              did not acknowledge it, of whom {unnamed} are not named"
         ),
+        End::Unclear => format!(
+            "The record cannot tell: user {user} was in the room {on}{of_several}, and left it; \
+             an older build did not write down whether that was before it arrived there"
+        ),
         End::Open => format!(
             "Not known yet: it was handed to user {user} {on}{of_several}, and the gateway has \
              reported no outcome"
@@ -172,16 +179,31 @@ fn absent(life: &Life, user: UserId) -> String {
         }
         None => sentence += "; as far as the log reaches they had never been",
     }
-    if let Some(kick) = measures.and_then(|entry| entry.kick.as_ref()) {
-        sentence += &format!(", shown out at {}", moment(kick.at_ms));
-    }
+    sentence += put_out(about);
     if measures.is_some_and(|entry| entry.is_banned(life.accepted_ms)) {
-        sentence += ", and banned from it";
+        sentence += ", and were banned from it";
     }
     if let Some(step) = about.and_then(|about| about.after.as_ref()) {
         sentence += &format!("; they entered at {}", moment(step.at_ms));
     }
     sentence
+}
+
+/// Whether they had not left of their own accord. What is remembered is the newest
+/// measure of each kind: it may be about another time.
+fn put_out(about: Option<&About>) -> &'static str {
+    let left = about.and_then(|about| about.before.as_ref());
+    let left = left.filter(|step| step.direction == Direction::Left);
+    let (Some(about), Some(left)) = (about, left) else { return "" };
+    let entered_ms = about.entered.as_ref().map_or(0, |step| step.at_ms);
+    let made_them = |taken: &Option<Taken>| {
+        taken.as_ref().is_some_and(|taken| (entered_ms..=left.at_ms).contains(&taken.at_ms))
+    };
+    match &about.measures {
+        Some(entry) if made_them(&entry.ban) => ", because they were banned",
+        Some(entry) if made_them(&entry.kick) => ", because they were shown out",
+        _ => "",
+    }
 }
 
 fn about_whisper(life: &Life, user: UserId) -> String {
@@ -197,6 +219,16 @@ fn about_whisper(life: &Life, user: UserId) -> String {
         );
     }
     let since = moment(life.stored_ms);
+    if let Some(forgotten) = life.forgotten {
+        let (until, why) = (moment(forgotten.at_ms), why_forgotten(forgotten));
+        let sent = match life.dispatches.len() {
+            0 => "they did not log in while it waited".to_owned(),
+            times => format!("it was sent {times} times and never acknowledged"),
+        };
+        return format!(
+            "No: it waited for user {user} until {until}, when it was forgotten: {why}; {sent}"
+        );
+    }
     match life.dispatches.last() {
         None => format!(
             "Not yet: it waits for user {user} since {since}; they have not logged in since then"
@@ -235,53 +267,88 @@ fn end_of(
     connection: ConnId,
 ) -> End {
     let Some(dispatch) = dispatch else { return End::NotHandedOver };
-    let at_gateway = |settled: &&Settled| {
-        let via = settled.outcome.via;
-        settled.gateway == *gateway && (answers(via, dispatch.because) || via == Via::Lagging)
-    };
-    let outcomes: Vec<&Settled> = life.outcomes.iter().filter(at_gateway).collect();
-    for settled in &outcomes {
-        if let Some(exception) = settled.exception(connection) {
-            return match exception.reason {
-                Reason::Left => End::Left,
-                Reason::Lagging => End::Lagging,
-                _ if settled.outcome.via == Via::Lagging => End::Lagging,
-                _ => End::GivenUp { at_ms: settled.at_ms },
-            };
-        }
+    let left = life.departure(gateway, connection);
+    let first = dispatch.because == Because::Said;
+    if first && left.and_then(|left| left.heard).is_some_and(|heard| heard < life.msg_id) {
+        return End::LeftBefore;
     }
-    let unnamed: u64 = outcomes.iter().map(|settled| settled.unnamed()).sum();
-    let not = |settled: &&Settled| settled.outcome.given_up + settled.outcome.left;
+    let of = |wanted: &dyn Fn(Via) -> bool| {
+        let at_gateway = life.outcomes.iter().filter(|s| s.gateway == *gateway);
+        at_gateway.filter(|settled| wanted(settled.outcome.via)).collect::<Vec<&Settled>>()
+    };
+    let main = of(&|via| answers(via, dispatch.because));
+    let apart = of(&|via| first && via == Via::Lagging);
+    if let Some(end) = main.iter().chain(&apart).find_map(|s| excepted(s, connection)) {
+        return end;
+    }
+    let Some(settled) = main.iter().max_by_key(|s| s.outcome.resolved + s.outcome.lagging) else {
+        return unreported(life, gateway);
+    };
+    if !first && !are_all_told(life, dispatch, &main) {
+        return unreported(life, gateway);
+    }
+    let (lagging, named) = (count(settled.outcome.lagging), &settled.outcome.laggards);
+    let may_lag = named.iter().any(|of| of.connection == connection) || named.len() < lagging;
+    if may_lag && apart.is_empty() {
+        return unreported(life, gateway);
+    }
+    let all = || main.iter().chain(&apart);
+    let unnamed: u64 = all().map(|settled| settled.unnamed()).sum();
     if 0 < unnamed {
-        return End::NotNamed { unnamed, of: outcomes.iter().map(|s| u64::from(not(s))).sum() };
+        let not = |settled: &&Settled| settled.outcome.given_up + settled.outcome.left;
+        return End::NotNamed { unnamed, of: all().map(|s| u64::from(not(s))).sum() };
     }
-    let settled = outcomes.iter().filter(|settled| settled.outcome.via != Via::Lagging);
-    let Some(settled) = settled.max_by_key(|settled| settled.outcome.resolved) else {
-        return match (life.gone(gateway), handed_over(life, gateway)) {
-            (Some(gone), _) => End::GatewayDied { at_ms: gone.at_ms },
-            (None, true) => End::Open,
-            (None, false) => End::NotHandedOver,
+    let told: usize = main.iter().map(|s| count(s.outcome.resolved)).sum();
+    let told = told + lagging.max(apart.iter().map(|s| count(s.outcome.resolved)).sum());
+    let unsaid = left.is_some_and(|left| left.heard.is_none()) || !first;
+    if unsaid && told < known(life, dispatch) {
+        return match told {
+            0 => End::LeftBefore,
+            _ => End::Unclear,
         };
-    };
-    // The fold knew connections of which the gateway knew already that they were gone.
-    let named: usize = outcomes.iter().map(|s| count(s.outcome.resolved)).max().unwrap_or(0);
-    let lagging = outcomes.iter().filter(|s| s.outcome.via == Via::Lagging);
-    let lagging: usize = lagging.map(|s| count(s.outcome.resolved)).sum();
-    let here = |hearer: &&Hearer| hearer.gateway == *gateway;
-    let known = match dispatch.because {
-        Because::Said => life.audience.iter().filter(here).count(),
-        _ => dispatch.connections.len(),
-    };
-    if named + lagging < known {
-        let went = life
-            .departures
-            .iter()
-            .any(|left| left.gateway == *gateway && left.connection == connection);
-        if went || named + lagging == 0 {
-            return End::LeftBefore;
-        }
     }
-    End::Acknowledged { by_ms: settled.at_ms }
+    let by_ms = if may_lag { apart.iter().map(|s| s.at_ms).max() } else { None };
+    End::Acknowledged { by_ms: by_ms.unwrap_or(settled.at_ms) }
+}
+
+/// What an outcome says by name.
+fn excepted(settled: &Settled, connection: ConnId) -> Option<End> {
+    Some(match settled.exception(connection)?.reason {
+        Reason::Left => End::Left,
+        Reason::Lagging => End::Lagging,
+        _ if settled.outcome.via == Via::Lagging => End::Lagging,
+        _ => End::GivenUp { at_ms: settled.at_ms },
+    })
+}
+
+/// How it stands where there is no outcome.
+fn unreported(life: &Life, gateway: &Incarnation) -> End {
+    match (life.gone(gateway), handed_over(life, gateway)) {
+        (Some(gone), _) => End::GatewayDied { at_ms: gone.at_ms },
+        (None, true) => End::Open,
+        (None, false) => End::NotHandedOver,
+    }
+}
+
+/// Connections it was for, as far as the log knows.
+fn known(life: &Life, dispatch: &Dispatch) -> usize {
+    let here = |hearer: &&Hearer| hearer.gateway == dispatch.to;
+    match dispatch.because {
+        Because::Said => life.audience.iter().filter(here).count(),
+        Because::Return { .. } => returns_to(life, &dispatch.to).map(|d| d.connections.len()).sum(),
+        _ => dispatch.connections.len(),
+    }
+}
+
+/// Whether every repeat to that gateway has an outcome: they do not say which they are.
+fn are_all_told(life: &Life, dispatch: &Dispatch, outcomes: &[&Settled]) -> bool {
+    !matches!(dispatch.because, Because::Return { .. })
+        || returns_to(life, &dispatch.to).count() <= outcomes.len()
+}
+
+fn returns_to<'a>(life: &'a Life, gateway: &'a Incarnation) -> impl Iterator<Item = &'a Dispatch> {
+    let is = |d: &&Dispatch| d.to == *gateway && matches!(d.because, Because::Return { .. });
+    life.dispatches.iter().filter(is)
 }
 
 fn count(number: u32) -> usize {
@@ -317,6 +384,7 @@ fn later(life: &Life, user: UserId) -> Later {
             End::GivenUp { .. } => "not acknowledged there either".to_owned(),
             End::Left | End::LeftBefore => "which ended before it acknowledged, too".to_owned(),
             End::GatewayDied { .. } => "which died with that knowledge, too".to_owned(),
+            End::Unclear => "whose outcome is not told apart from others'".to_owned(),
             _ => "with no outcome reported yet".to_owned(),
         };
         words += &format!(
@@ -366,10 +434,11 @@ mod tests {
     use qiyu_nats::{
         MsgId,
         ledger::{Exception, Outcome, Recipient},
+        measure::{Measure, MeasureEntry},
     };
 
     use super::*;
-    use crate::trace::life::{About, Accepted, Departure, Gone, HandedOver, Searched, Step};
+    use crate::trace::life::{Accepted, Departure, Forgotten, Gone, HandedOver, Searched, Step};
 
     fn user(n: u64) -> UserId {
         (100_000 + n).try_into().unwrap()
@@ -424,6 +493,7 @@ mod tests {
             gateways_gone: Vec::new(),
             left_behind: Vec::new(),
             taken: None,
+            forgotten: None,
             readings: Vec::new(),
             about: None,
             searched: Searched::default(),
@@ -452,6 +522,8 @@ mod tests {
                 left,
                 exceptions: exceptions.to_vec(),
                 to: None,
+                lagging: 0,
+                laggards: Vec::new(),
             },
         }
     }
@@ -522,16 +594,109 @@ mod tests {
             gateway: gateway(),
             connection: connection(2),
             at_ms: 1010,
+            heard: None,
         });
         assert!(told(&life, 1).starts_with("Yes:"));
+        assert!(told(&life, 2).starts_with("The record cannot tell:"), "{}", told(&life, 2));
+        life.departures[0].heard = Some(at(8));
         assert!(told(&life, 2).contains("before it arrived there"));
+        assert!(told(&life, 1).starts_with("Yes:"), "whoever goes home does not change that");
+        let at_ms = 1500;
+        life.departures.push(Departure {
+            user: user(1),
+            connection: connection(1),
+            at_ms,
+            heard: Some(at(9)),
+            ..life.departures[0].clone()
+        });
+        assert!(told(&life, 1).starts_with("Yes:"), "{}", told(&life, 1));
+    }
+
+    #[test]
+    fn whoever_had_ignored_several_is_judged_by_an_outcome_of_their_own() {
+        let mut life = said();
+        let mut main = settled(Via::Envelope, [1, 0, 0], &[]);
+        let laggard = Recipient { user: user(2), connection: connection(2) };
+        (main.outcome.lagging, main.outcome.laggards) = (1, vec![laggard]);
+        life.outcomes.push(main);
+        assert!(told(&life, 1).starts_with("Yes:"), "{}", told(&life, 1));
+        assert!(told(&life, 2).starts_with("Not known yet:"), "{}", told(&life, 2));
+        let mut died = life.clone();
+        died.gateways_gone.push(Gone { gateway: gateway(), at_ms: 1500 });
+        assert!(told(&died, 2).contains("cannot tell"), "{}", told(&died, 2));
+        assert!(told(&died, 1).starts_with("Yes:"), "{}", told(&died, 1));
+        let mut deaf = life.clone();
+        let silent = except(2, Reason::NotAcknowledged);
+        deaf.outcomes.push(settled(Via::Lagging, [0, 1, 0], &[silent]));
+        assert!(told(&deaf, 2).starts_with("Probably not:"), "{}", told(&deaf, 2));
+        life.outcomes.push(settled(Via::Lagging, [1, 0, 0], &[]));
+        assert!(told(&life, 2).starts_with("Yes:"), "{}", told(&life, 2));
+    }
+
+    #[test]
+    fn a_repeat_is_not_taken_for_somebody_elses() {
+        let mut life = said();
+        life.gateways_gone.push(Gone { gateway: gateway(), at_ms: 1500 });
+        let other = Incarnation { id: "g2".parse().unwrap(), epoch: 1 };
+        for (n, seq) in [(1, 20), (2, 21)] {
+            life.dispatches.push(Dispatch {
+                to: other.clone(),
+                because: Because::Return { event: at(seq) },
+                at_ms: 2000 + seq,
+                connections: vec![(connection(10 + n), Some(user(n)))],
+            });
+        }
+        let repeated = |exceptions: &[Exception], sums| Settled {
+            gateway: other.clone(),
+            ..settled(Via::Repeat, sums, exceptions)
+        };
+        life.outcomes.push(repeated(&[], [1, 0, 0]));
+        assert!(told(&life, 1).contains("with no outcome reported yet"), "{}", told(&life, 1));
+        let silent = Exception {
+            user: user(2),
+            connection: connection(12),
+            reason: Reason::NotAcknowledged,
+        };
+        life.outcomes.push(repeated(&[silent], [0, 1, 0]));
+        assert!(told(&life, 1).starts_with("Yes, later:"), "{}", told(&life, 1));
+        assert!(told(&life, 2).contains("not acknowledged there either"), "{}", told(&life, 2));
+    }
+
+    #[test]
+    fn being_shown_out_is_a_reason_only_for_the_leaving_it_caused() {
+        let taken =
+            |at_ms| Taken { msg_id: at(2), at_ms, until_ms: None, reason: String::new(), by: None };
+        let step = |at_ms, direction| Some(Step { at_ms, direction });
+        for (kicked, why) in [(300, false), (450, true), (600, false)] {
+            let mut entry = MeasureEntry::default();
+            entry.take(Measure::Kick, taken(kicked));
+            let mut life = said();
+            life.about = Some(About {
+                before: step(500, Direction::Left),
+                entered: step(400, Direction::Entered),
+                after: None,
+                measures: Some(entry),
+            });
+            assert_eq!(told(&life, 5).contains("shown out"), why, "{kicked}: {}", told(&life, 5));
+        }
+    }
+
+    #[test]
+    fn a_whisper_that_newer_ones_pushed_out_waits_no_more() {
+        let mut life = said();
+        life.what = What::Whispered { to: user(1), biz_code: 5555 };
+        (life.audience, life.dispatches, life.fate) = (Vec::new(), Vec::new(), Fate::Unheard);
+        life.forgotten = Some(Forgotten { at_ms: 9000, because: Some(at(99)) });
+        let told = told(&life, 1);
+        assert!(told.starts_with("No: it waited for user 100001 until"), "{told}");
+        assert!(told.contains("did not log in while it waited"), "{told}");
     }
 
     #[test]
     fn who_was_not_there_is_told_where_they_were() {
         let mut life = said();
         let step = Step { at_ms: 500, direction: Direction::Left };
-        life.about = Some(About { before: Some(step), after: None, measures: None });
+        life.about = Some(About { before: Some(step), ..About::default() });
         assert_eq!(
             told(&life, 5),
             "No: user 100005 was not in the room at that moment; they had left it at \

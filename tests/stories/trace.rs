@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{APP, Nats, PATIENCE, Stack, eventually, packed};
+use crate::harness::{APP, FAST, Nats, PATIENCE, Stack, eventually, packed};
 
 const IMPATIENT: &[(&str, &str)] = &[("QIYU_ACK_WAIT", "1s"), ("QIYU_GATEWAY_ID", "tea-house")];
 
@@ -108,10 +108,11 @@ async fn who_got_it_and_who_did_not_is_told_for_each() {
     stack.starts_again().await;
     stack.stops().await;
     is_told(&stack, said, cid.person.id, &["Yes:", "acknowledged it on connection"]).await;
-    let never = u64::MAX >> 9 << 8 | 1;
-    let output = stack.command(&["trace", &never.to_string()]).await;
-    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && complaint.contains("was never given"), "{complaint}");
+    for (id, words) in [(u64::MAX >> 9 << 8 | 1, "was never given"), (1, "is no id of this log")] {
+        let output = stack.command(&["trace", &id.to_string()]).await;
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && complaint.contains(words), "{complaint}");
+    }
 }
 
 #[tokio::test]
@@ -164,6 +165,74 @@ async fn what_a_dead_gateway_took_along_is_not_guessed_and_what_was_taken_over_i
     let life = trace(&stack, &[&said.to_string()]).await;
     for words in ["died", "left behind", "everybody it then had in the room", "taken over for"] {
         assert!(life.contains(words), "no {words:?} in {life}");
+    }
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn who_left_before_it_arrived_is_told_apart_from_who_left_later() {
+    let roles = ["fanout", "presence,living,api", "gateway"];
+    let stack = Stack::roles(&roles, FAST).await;
+    let room = stack.room().await;
+    let mut ann = stack.person("ann").await.ws_into(&room).await;
+    let mut bob = stack.person("bob").await.ws_into(&room).await;
+    let cid = stack.person("cid").await.ws_into(&room).await;
+    let (hers, his) = (bob.person.id, cid.person.id);
+    ann.says_surely(&room, "anybody?").await;
+    bob.hears("anybody?").await;
+    let mut nats = stack.nats().await;
+    let moves = format!("im.in.*.{APP}.room.{room}.members");
+    let mut moved = nats.messages_under("IM_IN", &moves).await;
+
+    stack.freezes(("fanout", 0));
+    let said = ann.says_surely(&room, "tea?").await;
+    cid.drops_without_goodbye();
+    eventually("the log has his leaving", PATIENCE, async || {
+        moved < nats.messages_under("IM_IN", &moves).await
+    })
+    .await;
+    moved = nats.messages_under("IM_IN", &moves).await;
+    stack.thaws(("fanout", 0));
+    bob.hears("tea?").await;
+    let before = ["No:", "had gone from connection", "before it arrived there"];
+    is_told(&stack, said, his, &before).await;
+    is_told(&stack, said, hers, &["Yes:", "acknowledged it on connection"]).await;
+    bob.drops_without_goodbye();
+    eventually("the log has hers, too", PATIENCE, async || {
+        moved < nats.messages_under("IM_IN", &moves).await
+    })
+    .await;
+    for _ in 0..2 {
+        is_told(&stack, said, hers, &["Yes:", "acknowledged it on connection"]).await;
+        is_told(&stack, said, his, &before).await;
+    }
+    stack.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_who_ignores_everything_is_ever_said_to_have_it() {
+    let stack = Stack::with(IMPATIENT).await;
+    let room = stack.room().await;
+    let [mut ann, mut cid] = stack.browsers(&room, ["ann", "cid"]).await;
+    let bob = stack.person("bob").await.never_acks().ws_into(&room).await;
+    for text in ["one", "two", "three"] {
+        ann.says_surely(&room, text).await;
+        cid.hears(text).await;
+    }
+    stack.owes_nothing().await; // he has been given up three times in a row
+    let said = ann.says_surely(&room, "tea?").await;
+    cid.hears("tea?").await;
+    is_told(&stack, said, cid.person.id, &["Yes:", "acknowledged it on connection"]).await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let (msg_id, user) = (said.to_string(), bob.person.id.to_string());
+        let told = trace(&stack, &[&msg_id, "--user", &user]).await;
+        assert!(!told.starts_with("Yes"), "{told}");
+        if told.starts_with("Probably not:") {
+            break;
+        }
+        assert!(told.starts_with("Not known yet:"), "{told}");
+        assert!(tokio::time::Instant::now() < deadline, "{told}");
     }
     stack.stop().await;
 }

@@ -87,7 +87,7 @@ pub(super) fn joined(c: u64, u: u64) -> MemberChange {
 }
 
 pub(super) fn left(c: u64, u: u64) -> MemberChange {
-    MemberChange::Left { connection: conn(c), user: user(u) }
+    MemberChange::Left { connection: conn(c), user: user(u), heard: None }
 }
 
 pub(super) fn online(c: u64, u: u64) -> SessionChange {

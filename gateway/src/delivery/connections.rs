@@ -5,10 +5,13 @@
 
 use std::sync::Arc;
 
-use qiyu_nats::ConnId;
+use qiyu_nats::{ConnId, MsgId};
 
 use super::{DeliveryTask, direct::DirectLine, members::Member};
-use crate::{connection::Connection, entry::Settled};
+use crate::connection::Connection;
+
+/// Before every message.
+const NOTHING_HEARD: MsgId = MsgId::at(0);
 
 impl DeliveryTask {
     /// A connection has logged in.
@@ -22,19 +25,26 @@ impl DeliveryTask {
         self.connections.insert(id, connection);
     }
 
-    /// A connection is gone, and its socket with it.
-    pub(super) fn leave(&mut self, id: ConnId) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+    /// A connection is gone, and its socket with it. Returns the last message of its
+    /// room that was dealt with while it was there: of what the log has between that
+    /// and its leaving, it got nothing.
+    pub(super) fn leave(&mut self, id: ConnId) -> Option<MsgId> {
+        let connection = self.connections.remove(&id)?;
         connection.abandon();
         if let Some(line) = self.direct.remove(&id) {
             line.leave();
         }
-        let Some(room) = connection.room() else { return };
-        let key = (connection.who.app, room);
-        let Some(room) = self.rooms.get_mut(&key) else { return };
-        if let Some(member) = room.members.remove(&id) {
-            member.forget(Settled::Left);
+        let key = (connection.who.app, connection.room()?);
+        let room = self.rooms.get_mut(&key)?;
+        let member = room.members.remove(&id);
+        let heard = member.as_ref().and_then(|member| match member.joined {
+            Some(_) => room.last,
+            None => Some(NOTHING_HEARD),
+        });
+        if let Some(member) = member {
+            member.forget();
         }
         self.tidy(key);
+        heard
     }
 }

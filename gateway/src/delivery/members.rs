@@ -76,9 +76,9 @@ impl Member {
         }
     }
 
-    /// It is in the room no more: what was held for it never comes.
-    pub(super) fn forget(self, how: Settled) {
-        self.held.iter().for_each(|entry| entry.settle(how));
+    /// It is in the room no more: what was held for it was never sent, and never comes.
+    pub(super) fn forget(self) {
+        self.held.iter().for_each(|entry| entry.settle(Settled::NotForIt));
     }
 
     /// A message has come: it is sent, held, or not for it.

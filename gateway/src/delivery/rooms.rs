@@ -18,7 +18,7 @@ use super::{
     members::Member,
 };
 use crate::{
-    entry::{Entry, Sample, Settled},
+    entry::{Entry, Sample},
     frame::{Message, biz},
 };
 
@@ -127,6 +127,7 @@ impl DeliveryTask {
                 self.tidy(key);
             }
         }
+        entry.leave_apart(&lagging);
         entry.seal();
         if !lagging.is_empty() {
             // The same message, on our own clock: the envelope is not held up for them.
@@ -154,7 +155,7 @@ impl DeliveryTask {
             if let Some(room) = self.rooms.get_mut(&key)
                 && let Some(member) = room.members.remove(&connection.id)
             {
-                member.forget(Settled::NotForIt);
+                member.forget();
             }
         }
         entry.seal();
