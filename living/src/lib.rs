@@ -39,7 +39,7 @@ mod standing;
 mod store;
 
 pub use cache::CacheError;
-pub use look::{OpenRow, RecordRow, Tables, look};
+pub use look::{OpenRow, RecordRow, Senseless, Table, Tables, look};
 pub use rebuild::{FactError, RebuildError, Rebuilt, rebuild};
 pub use room::Claim;
 pub use service::{Config, Living, StartError};

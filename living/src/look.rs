@@ -13,6 +13,36 @@ pub struct Tables {
     pub open: Vec<OpenRow>,
     /// Records of closed ones.
     pub records: Vec<RecordRow>,
+    /// Rows of either that make no sense.
+    pub senseless: Vec<Senseless>,
+}
+
+/// One of the two tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// `t_living_room`.
+    Open,
+    /// `t_living_room_record`.
+    Records,
+}
+
+/// A row that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Senseless {
+    /// Where.
+    pub table: Table,
+    /// The room's id, as it stands there.
+    pub id: i64,
+}
+
+impl std::fmt::Display for Senseless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let table = match self.table {
+            Table::Open => "t_living_room",
+            Table::Records => "t_living_room_record",
+        };
+        write!(f, "room {} in {table}", self.id)
+    }
 }
 
 /// A row of `t_living_room`.
@@ -59,8 +89,7 @@ pub struct RecordRow {
 ///
 /// # Errors
 ///
-/// [`StoreError`]: there is no such database, or it has no such tables, or a
-/// row that makes no sense.
+/// [`StoreError`]: there is no such database, or it has no such tables.
 pub async fn look(url: &str) -> Result<Tables, StoreError> {
     sqlx::any::install_default_drivers();
     let pool = AnyPoolOptions::new()
@@ -84,10 +113,25 @@ async fn read(pool: &AnyPool) -> Result<Tables, StoreError> {
          FROM t_living_room_record",
     );
     let records = records.fetch_all(pool).await.map_err(failed)?;
-    Ok(Tables {
-        open: open.iter().map(open_row).collect::<Result<_, _>>()?,
-        records: records.iter().map(record_row).collect::<Result<_, _>>()?,
-    })
+    let mut tables = Tables::default();
+    // One row that makes no sense must not hide what is wrong with the others.
+    let senseless = |row: &AnyRow, table| {
+        let id = number(row, "id")?.cast_signed();
+        Ok::<_, StoreError>(Senseless { table, id })
+    };
+    for row in &open {
+        match open_row(row) {
+            Ok(row) => tables.open.push(row),
+            Err(_) => tables.senseless.push(senseless(row, Table::Open)?),
+        }
+    }
+    for row in &records {
+        match record_row(row) {
+            Ok(row) => tables.records.push(row),
+            Err(_) => tables.senseless.push(senseless(row, Table::Records)?),
+        }
+    }
+    Ok(tables)
 }
 
 fn open_row(row: &AnyRow) -> Result<OpenRow, StoreError> {

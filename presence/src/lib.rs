@@ -22,4 +22,4 @@ mod takeover;
 pub use gateways::{GatewayView, Gateways};
 pub use incarnation::{BeginError, Life};
 pub use reaper::{Config, Reaper, StartError};
-pub use sessions::{EnterError, Policy, SESSIONS_MAX, Session, SessionError, Sessions};
+pub use sessions::{EnterError, Everybody, Policy, SESSIONS_MAX, Session, SessionError, Sessions};

@@ -68,6 +68,9 @@ pub enum EnterError {
     Unknown(SessionError),
 }
 
+/// The sessions of everybody who has some.
+pub type Everybody = HashMap<(AppId, UserId), Option<Vec<Session>>>;
+
 /// Everybody's sessions.
 #[derive(Clone)]
 pub struct Sessions {
@@ -93,19 +96,24 @@ impl Sessions {
         Ok(sessions.iter().any(|session| self.gateways.is_live(&session.gateway)))
     }
 
-    /// Everybody's sessions on living gateways.
+    /// Everybody's sessions on living gateways; `None`: what is written there
+    /// makes no sense.
     ///
     /// # Errors
     ///
     /// When the bucket does not answer.
-    pub async fn all(&self) -> Result<HashMap<(AppId, UserId), Vec<Session>>, BucketError> {
+    pub async fn all(&self) -> Result<Everybody, BucketError> {
         let mut everybody = HashMap::new();
         for (key, slot) in self.bucket.list().await? {
             let Some((app, user)) = parse_key(&key) else { continue };
-            let mut sessions = decoded(slot.value.as_deref());
+            let Some(value) = slot.value else { continue };
+            let Ok(mut sessions) = codec::decode::<Vec<Session>>(&value) else {
+                everybody.insert((app, user), None);
+                continue;
+            };
             sessions.retain(|session| self.gateways.is_live(&session.gateway));
             if !sessions.is_empty() {
-                everybody.insert((app, user), sessions);
+                everybody.insert((app, user), Some(sessions));
             }
         }
         Ok(everybody)

@@ -7,7 +7,7 @@ use std::{
 
 use qiyu_fanout::fold::Effect;
 use qiyu_nats::{
-    Bus, Partition,
+    Bus, MsgId, Partition,
     command::{ListMembers, fold_of},
     event::Record,
     log::LogEntry,
@@ -57,6 +57,8 @@ pub(super) struct Comparison {
     scope: Scope,
     at_ms: u64,
     differing: BTreeMap<Key, Pair>,
+    /// What nobody can read.
+    senseless: BTreeSet<(Projection, String)>,
     counts: BTreeMap<Projection, u64>,
     events: u64,
     unchecked: Unchecked,
@@ -68,21 +70,22 @@ impl Comparison {
     /// positions the owners answered from.
     pub(super) async fn begin(bus: &Bus, scope: &Scope) -> anyhow::Result<Self> {
         let at_ms = qiyu_nats::now_ms();
-        let mut unchecked = Unchecked::new();
+        let (mut unchecked, mut senseless) = (Unchecked::new(), BTreeSet::new());
         // Before the log is read: so it is read to beyond every answer.
-        let pages = pages(bus, scope, at_ms, &mut unchecked).await;
+        let pages = pages(bus, scope, at_ms, &mut unchecked, &mut senseless).await;
         let mut rebuilt = Rebuilt::begin(bus, &scope.partitions()).await?;
         let mut turning = Turning::new(pages, at_ms, scope);
         let events = rebuilt.advance(bus, &mut turning).await?;
         turning.finish(&rebuilt);
         let Turning { differing, counts, law, .. } = turning;
         let scope = scope.clone();
-        Ok(Self { rebuilt, scope, at_ms, differing, counts, events, unchecked, law })
+        Ok(Self { rebuilt, scope, at_ms, differing, senseless, counts, events, unchecked, law })
     }
 
     /// Compares buckets and tables, until what differs is certain to.
     pub(super) async fn settle(&mut self, bus: &Bus, scope: &Scope) -> anyhow::Result<()> {
         let mut suspects: Option<BTreeMap<Key, Pair>> = None;
+        let mut senseless: Option<BTreeSet<(Projection, String)>> = None;
         for look in 0..LOOKS {
             if 0 < look {
                 tokio::time::sleep(LOOK_AGAIN).await;
@@ -99,8 +102,17 @@ impl Comparison {
                 let unread = |key: &Key| unchecked.contains_key(&key.projection());
                 now.extend(before.into_iter().filter(|(key, _)| unread(key)));
             }
-            let done = now.is_empty() && unchecked.is_empty();
-            suspects = Some(now);
+            // Of a whole bucket it is not known whose it is.
+            let unread = match scope.room {
+                None => held.senseless,
+                Some(_) => BTreeSet::new(),
+            };
+            let unread = match senseless {
+                None => unread,
+                Some(before) => before.intersection(&unread).cloned().collect(),
+            };
+            let done = now.is_empty() && unread.is_empty() && unchecked.is_empty();
+            (suspects, senseless) = (Some(now), Some(unread));
             if done || look + 1 == LOOKS {
                 self.unchecked.append(&mut unchecked);
                 break;
@@ -110,11 +122,12 @@ impl Comparison {
         let mut certain = suspects.unwrap_or_default();
         certain.retain(|key, _| !unchecked.contains_key(&key.projection()));
         self.differing.append(&mut certain);
+        self.senseless.extend(senseless.unwrap_or_default());
         Ok(())
     }
 
     fn differences(&mut self, held: &Holdings) -> BTreeMap<Key, Pair> {
-        let mut keys: BTreeSet<Key> = held.0.keys().copied().collect();
+        let mut keys: BTreeSet<Key> = held.things.keys().copied().collect();
         keys.extend(self.rebuilt.states().flat_map(State::keys));
         if let Some(room) = self.scope.room {
             keys.retain(|key| key.room() == Some(room));
@@ -132,7 +145,8 @@ impl Comparison {
                 continue;
             }
             *counts.entry(key.projection()).or_default() += 1;
-            let (live, expected) = (held.0.get(&key).cloned(), key.expected(state, self.at_ms));
+            let (live, expected) =
+                (held.things.get(&key).cloned(), key.expected(state, self.at_ms));
             let live = live.or_else(|| unwritten(key));
             let pair = Pair { live, expected, until: 0 };
             let nothing_inside = pair.expected.is_none() && is_unwritten(key, &pair.live);
@@ -144,13 +158,42 @@ impl Comparison {
         differing
     }
 
+    /// That nothing is missing in the log, and what nobody can read.
+    fn further(&mut self) -> Vec<Difference> {
+        let difference = |projection, key, live: &str, log: &str| Difference {
+            projection,
+            key,
+            live: Some(live.to_owned()),
+            log: Some(log.to_owned()),
+            detail: None,
+            parted: None,
+        };
+        if self.rebuilt.is_whole() {
+            self.counts.insert(Projection::Log, self.events);
+        }
+        let senseless = std::mem::take(&mut self.senseless);
+        let senseless = senseless
+            .into_iter()
+            .map(|(of, key)| difference(of, key, "not readable", "cannot be compared with it"));
+        let gaps = self.rebuilt.gaps().iter().map(|(first, last)| {
+            let (first, last) = (MsgId::at(*first), MsgId::at(*last));
+            let key = match first == last {
+                true => format!("event {first}"),
+                false => format!("the events {first} to {last}"),
+            };
+            difference(Projection::Log, key, "missing", "has what was before and after")
+        });
+        senseless.chain(gaps).collect()
+    }
+
     /// Whether what was owed is what became of it.
     pub(super) async fn law(&self, bus: &Bus) -> anyhow::Result<LawReport> {
         self.law.hold(bus, &self.rebuilt).await
     }
 
     /// With the events at which what differs has parted from the log.
-    pub(super) async fn report(self, bus: &Bus) -> anyhow::Result<Report> {
+    pub(super) async fn report(mut self, bus: &Bus) -> anyhow::Result<Report> {
+        let further = self.further();
         let mut report = Report {
             position: self.rebuilt.position(),
             events: self.events,
@@ -174,6 +217,7 @@ impl Comparison {
                 parted: parted.get(key).cloned(),
             });
         }
+        report.differences.extend(further);
         Ok(report)
     }
 }
@@ -186,7 +230,7 @@ fn is_beyond_the_log(key: Key, state: &State) -> bool {
             let known = state.rooms.get(&(app, room));
             state.open(app, room).is_none() && known.is_none_or(|known| known.closed.is_none())
         }
-        Key::Anchor(app, room) => {
+        Key::Anchor(app, room, _) => {
             let known = state.rooms.get(&(app, room));
             state.fold.standing(app, room).is_none() && known.is_none()
         }

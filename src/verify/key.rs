@@ -15,6 +15,8 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Projection {
+    /// The log itself: that nothing is missing in it.
+    Log,
     /// Rooms in the owners' folds: who is inside, likes, measures.
     Membership,
     /// Users in the owners' folds: sessions, what waits.
@@ -46,7 +48,8 @@ pub(super) enum Projection {
 }
 
 impl Projection {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
+        Self::Log,
         Self::Membership,
         Self::Sessions,
         Self::Names,
@@ -65,6 +68,7 @@ impl Projection {
 
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Log => "log",
             Self::Membership => "membership",
             Self::Sessions => "sessions",
             Self::Names => "names",
@@ -92,8 +96,8 @@ pub(super) enum Key {
     Snapshot(Partition, u64, Thing),
     Presence(AppId, UserId),
     Room(AppId, RoomId),
-    /// The claim that is for this room.
-    Anchor(AppId, RoomId),
+    /// The claim of this anchor on this room.
+    Anchor(AppId, RoomId, UserId),
     Counts(AppId, RoomId),
     Measure(AppId, Option<RoomId>, UserId),
     /// A copy of this message for this user.
@@ -129,7 +133,7 @@ impl Key {
             | Self::Measure(app, None, user)
             | Self::Kept(app, user, _) => Partition::of_user(app, user),
             Self::Room(app, room)
-            | Self::Anchor(app, room)
+            | Self::Anchor(app, room, _)
             | Self::Counts(app, room)
             | Self::Measure(app, Some(room), _)
             | Self::Row(app, room)
@@ -143,7 +147,7 @@ impl Key {
             Self::Live(_, Thing::Room(app, room))
             | Self::Snapshot(_, _, Thing::Room(app, room))
             | Self::Room(app, room)
-            | Self::Anchor(app, room)
+            | Self::Anchor(app, room, _)
             | Self::Counts(app, room)
             | Self::Measure(app, Some(room), _)
             | Self::Row(app, room)
@@ -169,7 +173,9 @@ impl Key {
                 let opened = state.rooms.get(&(app, room)).and_then(|known| known.opened.as_ref());
                 Some(opened.map_or_else(|| shown_anchor(anchor), |opened| opened.shown(anchor)))
             }
-            Self::Anchor(app, room) => state.open(app, room).map(shown_anchor),
+            Self::Anchor(app, room, anchor) => {
+                state.open(app, room).filter(|of| *of == anchor).map(|_| shown_claim())
+            }
             Self::Counts(app, room) => {
                 let counts = state.fold.counts(app, room)?;
                 Some(shown_counts(counts.watch_num, counts.good_num))
@@ -202,7 +208,9 @@ impl std::fmt::Display for Key {
             }
             Self::Presence(app, user) => write!(f, "user {app}.{user} in the bucket presence"),
             Self::Room(app, room) => write!(f, "room {app}.{room} in the bucket rooms"),
-            Self::Anchor(app, room) => write!(f, "room {app}.{room} in the bucket anchors"),
+            Self::Anchor(app, room, anchor) => {
+                write!(f, "room {app}.{room} in the bucket anchors, for anchor {anchor}")
+            }
             Self::Counts(app, room) => write!(f, "room {app}.{room} in the bucket watch"),
             Self::Measure(app, Some(room), user) => {
                 write!(f, "user {app}.{user} in room {room} in the bucket measures")
@@ -285,8 +293,9 @@ impl State {
     pub(super) fn keys(&self) -> Vec<Key> {
         let mut keys = Vec::new();
         for (app, room) in self.fold.rooms() {
-            if self.open(app, room).is_some() {
-                keys.extend([Key::Room(app, room), Key::Anchor(app, room), Key::Row(app, room)]);
+            if let Some(anchor) = self.open(app, room) {
+                let claim = Key::Anchor(app, room, anchor);
+                keys.extend([Key::Room(app, room), claim, Key::Row(app, room)]);
             }
             keys.push(Key::Counts(app, room));
         }
@@ -315,6 +324,10 @@ pub(super) fn shown_named(anchor: UserId, room_type: u8, name: &str, cover: &str
 
 pub(super) fn shown_room(named: &str, opened: MsgId) -> String {
     format!("{named}, opened {opened}")
+}
+
+pub(super) fn shown_claim() -> String {
+    "claimed".to_owned()
 }
 
 pub(super) fn shown_kept() -> String {

@@ -107,6 +107,8 @@ struct Got {
     acknowledged: u64,
     given_up: u64,
     left: u64,
+    /// Whose outcome comes apart.
+    lagging: u64,
 }
 
 impl Got {
@@ -117,18 +119,12 @@ impl Got {
             acknowledged: outcome.acknowledged.into(),
             given_up: outcome.given_up.into(),
             left: outcome.left.into(),
+            lagging: outcome.lagging.into(),
         };
         // Told twice: the fuller one, because the other was a repeat for nobody.
-        if !self.settled || self.resolved < got.resolved {
+        if !self.settled || self.resolved + self.lagging < got.resolved + got.lagging {
             *self = got;
         }
-    }
-
-    fn add(&mut self, other: Self) {
-        self.resolved += other.resolved;
-        self.acknowledged += other.acknowledged;
-        self.given_up += other.given_up;
-        self.left += other.left;
     }
 }
 
@@ -138,6 +134,7 @@ struct Ledger {
     lagging: HashMap<(MsgId, Incarnation), Got>,
     resumed: HashMap<MsgId, u64>,
     broken: Vec<(MsgId, Incarnation)>,
+    unreadable: u64,
 }
 
 impl Law {
@@ -259,7 +256,7 @@ impl Law {
                 sums.accepted += there;
                 let place = (*msg_id, gateway.clone());
                 let lagging = ledger.lagging.get(&place).copied().unwrap_or_default();
-                let Some(mut got) = ledger.first.get(&place).copied() else {
+                let Some(got) = ledger.first.get(&place).copied() else {
                     match self.is_gone(gateway) {
                         true => sums.gone_with_a_gateway += there,
                         false => {
@@ -271,25 +268,31 @@ impl Law {
                     }
                     continue;
                 };
-                got.add(lagging);
-                if *there < got.resolved {
+                // An older build's outcome does not say how many lagged.
+                let apart = got.lagging.max(lagging.resolved);
+                if *there < got.resolved + apart {
                     report.breach(*msg_id, format!(
                         "gateway {gateway} sent it to {} connections, and the log knows {there} there",
-                        got.resolved
+                        got.resolved + apart
                     ));
                 }
-                sums.acknowledged += got.acknowledged;
-                sums.given_up += got.given_up;
+                sums.acknowledged += got.acknowledged + lagging.acknowledged;
+                sums.given_up += got.given_up + lagging.given_up;
                 // Whom the log still had there and the gateway had not.
-                let settled = got.acknowledged + got.given_up;
-                match self.is_old(owed) {
-                    true => sums.left += there.saturating_sub(settled),
-                    false => {
-                        sums.left += got.left;
-                        sums.in_flight += there.saturating_sub(settled + got.left);
-                    }
+                let gone_before = there.saturating_sub(got.resolved + apart);
+                sums.left += got.left + lagging.left + gone_before;
+                let pending = apart.saturating_sub(lagging.resolved);
+                match self.is_gone(gateway) {
+                    true => sums.gone_with_a_gateway += pending,
+                    false => sums.in_flight += pending,
                 }
             }
+        }
+        if 0 < ledger.unreadable {
+            report.breach_of(
+                "the ledger".to_owned(),
+                format!("{} of its entries cannot be read by this build", ledger.unreadable),
+            );
         }
         for (msg_id, gateway) in ledger.broken {
             let words = "resolved is not acknowledged, given up and left together";
@@ -376,6 +379,7 @@ impl Law {
                 }
             }
         }
+        ledger.unreadable = reader.unreadable();
         reader.close().await;
         Ok(ledger)
     }
@@ -383,13 +387,18 @@ impl Law {
 
 impl LawReport {
     fn breach(&mut self, msg_id: MsgId, words: String) {
+        let words = format!("{words} (qiyu trace {msg_id} tells the rest)");
+        self.breach_of(format!("message {msg_id}"), words);
+    }
+
+    fn breach_of(&mut self, key: String, words: String) {
         if self.breaches.len() < BREACHES_MAX {
             self.breaches.push(Difference {
                 projection: Projection::Conservation,
-                key: format!("message {msg_id}"),
+                key,
                 live: Some(words),
                 log: None,
-                detail: Some(format!("qiyu trace {msg_id} tells the rest")),
+                detail: None,
                 parted: None,
             });
         }

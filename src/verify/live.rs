@@ -21,8 +21,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Running, Scope,
     key::{
-        Key, Projection, shown_anchor, shown_counts, shown_kept, shown_measures, shown_named,
-        shown_record, shown_room, shown_sessions,
+        Key, Projection, shown_anchor, shown_claim, shown_counts, shown_kept, shown_measures,
+        shown_named, shown_record, shown_room, shown_sessions,
     },
 };
 
@@ -73,6 +73,7 @@ pub(super) async fn pages(
     scope: &Scope,
     at_ms: u64,
     unchecked: &mut Unchecked,
+    senseless: &mut BTreeSet<(Projection, String)>,
 ) -> HashMap<Partition, Vec<Page>> {
     let mut asked = stream::iter(scope.partitions())
         .map(|partition| async move {
@@ -85,6 +86,11 @@ pub(super) async fn pages(
         .buffer_unordered(ASKED_AT_ONCE);
     let mut found: HashMap<Partition, Vec<Page>> = HashMap::new();
     while let Some((partition, owners, snapshots)) = asked.next().await {
+        let snapshots = snapshots.map(|(pages, unreadable)| {
+            let named = |at| format!("the snapshot of {partition} at {at}");
+            senseless.extend(unreadable.into_iter().map(|at| (Projection::Snapshots, named(at))));
+            pages
+        });
         for (projection, pages) in
             [(Projection::Membership, owners), (Projection::Snapshots, snapshots)]
         {
@@ -129,26 +135,39 @@ async fn survey(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<Page>
     }
 }
 
-async fn snapshots(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<Page>, String> {
+/// The newest snapshots, and the positions of those that cannot be read.
+async fn snapshots(
+    bus: &Bus,
+    partition: Partition,
+    at_ms: u64,
+) -> Result<(Vec<Page>, Vec<u64>), String> {
     let failed = |error: past::PastError| chain(&error);
     let positions = past::snapshots(bus, partition).await.map_err(failed)?;
     let newest = positions.len().saturating_sub(SNAPSHOTS_MAX);
-    let mut pages = Vec::new();
+    let (mut pages, mut unreadable) = (Vec::new(), Vec::new());
     for position in positions.into_iter().skip(newest) {
-        // Meanwhile it may have been replaced by a newer one.
         let fold = past::snapshot_at(bus, partition, position).await.map_err(failed)?;
-        let Some(fold) = fold else { continue };
+        let Some(fold) = fold else {
+            // Unless it has been replaced by a newer one meanwhile.
+            let now = past::snapshots(bus, partition).await.map_err(failed)?;
+            unreadable.extend(now.contains(&position).then_some(position));
+            continue;
+        };
         let (things, _) = fold.survey(at_ms, None, usize::MAX);
         let (after, last, snapshot) = (None, None, Some(position));
         pages.push(Page { position, snapshot, after, last, things });
     }
-    Ok(pages)
+    Ok((pages, unreadable))
 }
 
 /// What the buckets and tables hold: for each key the ways it may be written,
 /// the fullest first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Holdings(pub(super) BTreeMap<Key, Vec<String>>);
+pub(super) struct Holdings {
+    pub(super) things: BTreeMap<Key, Vec<String>>,
+    /// What can be read by nobody, so that not even its name says what it should be.
+    pub(super) senseless: BTreeSet<(Projection, String)>,
+}
 
 /// Reads the buckets and the tables.
 pub(super) async fn holdings(
@@ -199,14 +218,19 @@ async fn rooms(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
                 vec![full, shown_anchor(e.anchor)]
             },
         );
-        held.0.insert(Key::Room(app, room), shown);
+        held.things.insert(Key::Room(app, room), shown);
     }
     let listed = bus.bucket(BucketName::Anchors).list().await.map_err(|error| chain(&error))?;
     for (key, slot) in listed {
         let Some((app, anchor)) = pair(&key) else { continue };
         let claim = slot.value.and_then(|value| codec::decode::<Claim>(&value).ok());
-        if let Some(claim) = claim {
-            held.0.entry(Key::Anchor(app, claim.room)).or_default().push(shown_anchor(anchor));
+        match claim {
+            Some(claim) => {
+                held.things.insert(Key::Anchor(app, claim.room, anchor), vec![shown_claim()]);
+            }
+            None => {
+                held.senseless.insert((Projection::Anchors, format!("anchor {key}")));
+            }
         }
     }
     Ok(())
@@ -222,7 +246,7 @@ async fn measures(bus: &Bus, at_ms: u64, held: &mut Holdings) -> Result<(), Stri
             None => Some("not readable".to_owned()),
         };
         if let Some(shown) = shown {
-            held.0.insert(Key::Measure(app, room, user), vec![shown]);
+            held.things.insert(Key::Measure(app, room, user), vec![shown]);
         }
     }
     Ok(())
@@ -231,7 +255,7 @@ async fn measures(bus: &Bus, at_ms: u64, held: &mut Holdings) -> Result<(), Stri
 async fn inboxes(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
     let mut reader = bus.read_inboxes().await.map_err(|error| chain(&error))?;
     while let Some((app, user, msg_id)) = reader.next().await.map_err(|error| chain(&error))? {
-        held.0.insert(Key::Kept(app, user, msg_id), vec![shown_kept()]);
+        held.things.insert(Key::Kept(app, user, msg_id), vec![shown_kept()]);
     }
     reader.close().await;
     Ok(())
@@ -246,7 +270,7 @@ async fn counts(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
             || "not readable".to_owned(),
             |counts| shown_counts(counts.watch_num, counts.good_num),
         );
-        held.0.insert(Key::Counts(app, room), vec![shown]);
+        held.things.insert(Key::Counts(app, room), vec![shown]);
     }
     Ok(())
 }
@@ -257,10 +281,15 @@ async fn presence(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
     let gateways = Gateways::follow(bus, &tasks, stop).await.map_err(|error| chain(&error))?;
     let everybody = Sessions::new(bus, gateways).all().await.map_err(|error| chain(&error))?;
     for ((app, user), sessions) in everybody {
-        let session = |s: &qiyu_presence::Session| format!("{} of {}", s.connection, s.gateway);
-        let sessions: BTreeSet<String> = sessions.iter().map(session).collect();
-        let shown = shown_sessions(sessions.into_iter().collect());
-        held.0.insert(Key::Presence(app, user), vec![shown]);
+        let session = |s: qiyu_presence::Session| format!("{} of {}", s.connection, s.gateway);
+        let shown = sessions.map_or_else(
+            || "not readable".to_owned(),
+            |sessions| {
+                let sessions: BTreeSet<String> = sessions.into_iter().map(session).collect();
+                shown_sessions(sessions.into_iter().collect())
+            },
+        );
+        held.things.insert(Key::Presence(app, user), vec![shown]);
     }
     Ok(())
 }
@@ -270,13 +299,20 @@ async fn tables(scope: &Scope, held: &mut Holdings) -> Result<(), String> {
     for row in tables.open {
         let named = shown_named(row.anchor, row.room_type, &row.name, &row.cover);
         let full = shown_room(&named, row.opened);
-        held.0.insert(Key::Row(row.app, row.room), vec![full, shown_anchor(row.anchor)]);
+        held.things.insert(Key::Row(row.app, row.room), vec![full, shown_anchor(row.anchor)]);
     }
     for row in tables.records {
         let named = shown_named(row.anchor, row.room_type, &row.name, &row.cover);
         let shown = |whose: &str| shown_record(whose, row.closed, row.closed_at_ms);
         let shown = vec![shown(&named), shown(&shown_anchor(row.anchor))];
-        held.0.insert(Key::Record(row.app, row.room), shown);
+        held.things.insert(Key::Record(row.app, row.room), shown);
+    }
+    for row in tables.senseless {
+        let projection = match row.table {
+            qiyu_living::Table::Open => Projection::Table,
+            qiyu_living::Table::Records => Projection::Records,
+        };
+        held.senseless.insert((projection, format!("{row}")));
     }
     Ok(())
 }

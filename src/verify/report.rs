@@ -147,9 +147,7 @@ fn room_line(law: &RoomLaw) -> String {
 impl Difference {
     fn lines(&self) -> Vec<String> {
         if self.projection == Projection::Conservation {
-            let live = self.live.as_deref().unwrap_or_default();
-            let detail = self.detail.as_deref().unwrap_or_default();
-            return vec![format!("{}: {live} ({detail})", self.key)];
+            return vec![format!("{}: {}", self.key, self.live.as_deref().unwrap_or_default())];
         }
         let or_nothing =
             |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing there".to_owned());

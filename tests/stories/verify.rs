@@ -144,6 +144,8 @@ async fn whatever_is_broken_by_hand_is_found_and_named() {
                 "opened": 257, "opened_at_ms": 0 }),
         ),
         (format!("$KV.anchors.{APP}.{anchor}"), json!({ "room": 999_999, "at_ms": 0 })),
+        (format!("$KV.anchors.{APP}.{}", anchor + 1), json!({ "room": room.0, "at_ms": 0 })),
+        (format!("$KV.anchors.{APP}.{}", anchor + 2), json!("nonsense")),
         (
             format!("$KV.presence.{APP}.{}", bob.person.id + 1_000_000),
             json!([{ "gateway": gateway, "connection": 99, "room": null, "since_ms": 0 }]),
@@ -179,8 +181,12 @@ async fn whatever_is_broken_by_hand_is_found_and_named() {
     assert!(watched.contains("they part at") && watched.contains(".members"), "{watched}");
     let renamed = paragraph(&format!("room {APP}.{room} in the bucket rooms"));
     assert!(renamed.contains("\"renamed\"") && renamed.contains("nothing the log ever said"));
-    let claim = paragraph(&format!("room {APP}.{room} in the bucket anchors"));
-    assert!(claim.contains("is       nothing there") && claim.contains(".opened"), "{claim}");
+    let claim =
+        |of: u64| paragraph(&format!("room {APP}.{room} in the bucket anchors, for anchor {of}\n"));
+    assert!(claim(anchor).contains("is       nothing there"), "{}", claim(anchor));
+    assert!(claim(anchor).contains(".opened"), "{}", claim(anchor));
+    assert!(claim(anchor + 1).contains("the log  nothing there"), "{}", claim(anchor + 1));
+    assert!(paragraph(&format!("anchor {APP}.{}\n", anchor + 2)).contains("not readable"));
     let ghost =
         paragraph(&format!("user {APP}.{} in the bucket presence", bob.person.id + 1_000_000));
     assert!(
@@ -201,13 +207,18 @@ async fn whatever_is_broken_by_hand_is_found_and_named() {
     let (verdict, told) = verify(&stack, &["--room", "424242", "--format", "json"]).await;
     assert_eq!(verdict, Verdict::Same, "of another room nothing is broken: {told}");
     eventually("it finds it by itself, too", PATIENCE * 3, async || {
-        8.0 <= stack.metric("qiyu_verify_differences").await
+        10.0 <= stack.metric("qiyu_verify_differences").await
     })
     .await;
     let nowhere = "sqlite:///nowhere/at/all.db?mode=rwc";
     let (verdict, told) = verify(&stack, &["--room", "424242", "--database-url", nowhere]).await;
     assert_eq!(verdict, Verdict::Unchecked, "{told}");
     assert!(told.contains("table        NOT CHECKED"), "{told}");
+
+    nats.loses("IM_IN", said >> 8).await;
+    let (verdict, told) = verify(&stack, &[]).await;
+    assert_eq!(verdict, Verdict::Differs, "{told}");
+    assert!(told.contains(&format!("event {said}\n  is       missing")), "{told}");
     drop((ann, bob));
     stack.stop().await;
 }
@@ -252,6 +263,14 @@ async fn a_fold_that_has_forgotten_a_room_is_found_and_the_event_named() {
         assert!(found.contains("nothing there") && found.contains("they part at"), "{found}");
         assert!(found.contains(&opened), "{found}");
     }
+
+    let mut nats = Nats::of(Path::new(&stack.data_dir())).await;
+    let answer = nats.commands(&format!("im.snap.{partition}.{position}.0"), b"\xc1").await;
+    assert!(String::from_utf8_lossy(&answer).contains("\"seq\""), "it took it");
+    let (verdict, told) = verify(&stack, &[]).await;
+    assert_eq!(verdict, Verdict::Differs, "{told}");
+    let garbled = format!("the snapshot of {partition} at {position}\n  is       not readable");
+    assert!(told.contains(&garbled), "{told}");
     stack.stop().await;
 }
 

@@ -144,6 +144,14 @@ impl Nats {
         (text("subject").to_owned(), payload)
     }
 
+    /// A stream's message at this place is deleted.
+    pub(crate) async fn loses(&mut self, stream: &str, seq: u64) {
+        let wanted = json!({ "seq": seq, "no_erase": true }).to_string();
+        let answer = self.asks(&format!("$JS.API.STREAM.MSG.DELETE.{stream}"), &wanted).await;
+        let answer: Value = serde_json::from_slice(&answer).expect("an answer in JSON");
+        assert_eq!(answer["success"], true, "{answer}");
+    }
+
     /// Throws away everything in a stream.
     pub(crate) async fn empties(&mut self, stream: &str) {
         let answer = self.asks(&format!("$JS.API.STREAM.PURGE.{stream}"), "").await;
