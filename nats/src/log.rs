@@ -226,8 +226,8 @@ impl Bus {
     }
 
     /// Reads much of the log at once, from a position or an instant on: for
-    /// people and tools, with pull windows too wide for whoever must be prompt.
-    /// No filters: all of it. The consumer is gone 10 s after the reader fell silent.
+    /// people and tools. No filters: all of it. The consumer is gone 10 s after
+    /// the reader fell silent.
     ///
     /// # Errors
     ///
@@ -256,8 +256,7 @@ impl Bus {
                 DeliverPolicy::ByStartTime { start_time }
             }
         };
-        self.open_reader(stream, filters, deliver_policy, None, HISTORY_BATCH, HISTORY_SILENCE)
-            .await
+        self.open_reader(stream, filters, deliver_policy, None, HISTORY_SILENCE).await
     }
 
     /// Reads the log from `after` on: what matches any of `filters`, in log order.
@@ -276,7 +275,7 @@ impl Bus {
         name: Option<String>,
     ) -> Result<LogReader, ReadError> {
         let start = DeliverPolicy::ByStartSequence { start_sequence: after + 1 };
-        self.open_reader(stream::IN, filters, start, name, BATCH, READ_SILENCE).await
+        self.open_reader(stream::IN, filters, start, name, READ_SILENCE).await
     }
 
     async fn open_reader(
@@ -285,7 +284,6 @@ impl Bus {
         filters: Vec<String>,
         deliver_policy: DeliverPolicy,
         name: Option<String>,
-        batch: usize,
         silence: Duration,
     ) -> Result<LogReader, ReadError> {
         let open = |source| ReadError::Open { source };
@@ -307,7 +305,7 @@ impl Bus {
             .map_err(|error| open(error.into()))?;
         let pending = consumer.cached_info().num_pending;
         let name = consumer.cached_info().name.clone();
-        let messages = Pulling::from(consumer, batch).await.map_err(open)?;
+        let messages = Pulling::from(consumer, BATCH).await.map_err(open)?;
         let reconnects = self.reconnects();
         let (delivered, trail, parting) = (0, None, self.parting);
         Ok(LogReader { log, name, messages, delivered, pending, trail, reconnects, parting })
@@ -518,9 +516,6 @@ const READ_SILENCE: Duration = Duration::from_secs(30);
 /// The same for people and tools, who are killed more often than they matter;
 /// whoever was only busy elsewhere begins anew.
 const HISTORY_SILENCE: Duration = Duration::from_secs(10);
-/// The same for reading much at once. Half of it is asked for again while the
-/// rest is worked on, and it stays far below what a subscription may hold.
-const HISTORY_BATCH: usize = 10_000;
 
 /// Where a reading begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

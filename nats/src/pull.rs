@@ -12,7 +12,12 @@ use async_nats::jetstream::{
 use futures_util::StreamExt;
 use tokio::time::Instant;
 
-/// Messages asked for at once. Wide, because a pull request costs a round trip.
+/// Messages asked for at once; when half of them are here, as many again. Wide,
+/// because a pull request costs a round trip. No wider, because what a stream
+/// delivers to all its readers and what it confirms to its writers leaves by one
+/// queue (nats-server `server/stream.go`, `internalLoop`): whoever asks for
+/// 10,000 puts them before the next receipt, and reads no faster where the
+/// server is near (docs/DEBUGGING.md, "what it costs").
 pub(crate) const BATCH: usize = 500;
 /// How long the server may answer one request.
 const EXPIRES: Duration = Duration::from_secs(10);
