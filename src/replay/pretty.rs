@@ -1,5 +1,8 @@
 //! The log for people: aligned, in as many columns as there are, nothing active.
 
+#[cfg(test)]
+mod golden;
+
 use std::{borrow::Cow, fmt::Write as _, io::IsTerminal as _};
 
 use qiyu_nats::{AppId, UserId};
@@ -21,6 +24,8 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 const TIME: usize = 12;
 const VERB: usize = 9;
 const NAME: usize = 12;
+/// Fewer columns than this are not worth beginning a text in.
+const FIRST_MIN: usize = 8;
 /// Where what was said begins.
 const TEXT: usize = TIME + 2 + VERB + 1 + NAME + 1;
 
@@ -120,8 +125,13 @@ impl Layout {
         let who = cut_name(&who);
         let id = happening.msg_id.to_string();
         let from = TEXT + width(&who).saturating_sub(NAME);
-        let first = self.columns.saturating_sub(from + 2 + id.len()).max(8);
-        let lines = wrapped(&text, first, self.columns - TEXT);
+        let first = self.columns.saturating_sub(from + 2 + id.len());
+        let further = self.columns - TEXT;
+        let lines = match first {
+            // A long number on a narrow terminal: the text begins below it.
+            0..FIRST_MIN => [vec![String::new()], wrapped(&text, further, further)].concat(),
+            first => wrapped(&text, first, further),
+        };
         let pad = |text: &str, columns: usize| " ".repeat(columns.saturating_sub(width(text)));
         let time = moment::time_of_day(happening.at_ms);
         let paint = |style, text| self.colour.paint(style, text);

@@ -65,6 +65,19 @@ pub(crate) fn width(text: &str) -> usize {
     text.width()
 }
 
+/// Characters, each with what takes no column of its own but may make it wider,
+/// as U+FE0F does to a heart.
+fn clusters(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let mut further = rest.char_indices().skip(1);
+        let end = further.find(|(_, c)| c.width() != Some(0)).map_or(rest.len(), |(at, _)| at);
+        let (cluster, after) = rest.split_at(end);
+        rest = after;
+        (!cluster.is_empty()).then_some(cluster)
+    })
+}
+
 /// The first `columns` of `text`, the last one `…` if there is more.
 pub(crate) fn cut(text: &str, columns: usize) -> Cow<'_, str> {
     if width(text) <= columns {
@@ -72,13 +85,13 @@ pub(crate) fn cut(text: &str, columns: usize) -> Cow<'_, str> {
     }
     let mut kept = String::new();
     let mut used = 0;
-    for c in text.chars() {
-        let wide = c.width().unwrap_or(0);
+    for cluster in clusters(text) {
+        let wide = width(cluster);
         if columns < used + wide + 1 {
             break;
         }
         used += wide;
-        kept.push(c);
+        kept.push_str(cluster);
     }
     kept.push('…');
     Cow::Owned(kept)
@@ -97,14 +110,14 @@ pub(crate) fn wrapped(text: &str, first: usize, further: usize) -> Vec<String> {
             lines.push(String::new());
             used = 0;
         }
-        for c in word.chars() {
-            let wide = c.width().unwrap_or(0);
-            if c != ' ' && limit(&lines) < used + wide && 0 < used {
+        for cluster in clusters(word) {
+            let wide = width(cluster);
+            if cluster != " " && limit(&lines) < used + wide && 0 < used {
                 lines.push(String::new());
                 used = 0;
             }
             if let Some(line) = lines.last_mut() {
-                line.push(c);
+                line.push_str(cluster);
             }
             used += wide;
         }
@@ -147,7 +160,10 @@ mod tests {
         assert_eq!(wrapped("旗鱼直播间", 4, 4), ["旗鱼", "直播", "间"]);
         assert_eq!(wrapped("aaaaaaaaaa b", 4, 4), ["aaaa", "aaaa", "aa b"]);
         assert_eq!(wrapped("a: 旗鱼直播间", 7, 7), ["a: 旗鱼", "直播间"]);
-        for text in ["旗鱼 a 直播间 bcdefgh", "   x   ", "one two three four five"] {
+        let hearts = "❤\u{fe0f}".repeat(9);
+        assert_eq!(wrapped(&hearts, 4, 4).len(), 5, "two columns each");
+        assert_eq!(width(&cut(&hearts, 8)), 7, "and none is parted");
+        for text in ["旗鱼 a 直播间 bcdefgh", "   x   ", "one two three four five", &hearts] {
             for columns in 2..9 {
                 let lines = wrapped(text, columns, columns);
                 assert!(lines.iter().all(|line| width(line) <= columns), "{columns}: {lines:?}");
