@@ -1,5 +1,6 @@
 //! `qiyu replay`: the log again, for whoever has to find out what happened.
 
+mod audience;
 mod capsule;
 mod happening;
 mod into;
@@ -30,6 +31,7 @@ use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    audience::while_read,
     capsule::{Capsule, EVENTS_MAX, Words},
     into::Sandbox,
     moment::Moment,
@@ -312,7 +314,8 @@ async fn perform(
     let (start, until, draught) = (asked.start(), asked.until(), asked.draught());
     let mut tape = Tape::of_log(bus.clone(), selection.filters(), start, until, draught);
     let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
-    let told = play(&mut tape, &selection, pace, form, asked.patience, stop).await;
+    let (over, _watched) = while_read(stop);
+    let told = play(&mut tape, &selection, pace, form, asked.patience, &over).await;
     let read = tape.read();
     tape.close().await;
     sum_up(told?, read, began);
@@ -352,7 +355,8 @@ async fn perform_kept(
     let selection = Selection::Room(capsule.header.app, capsule.header.room);
     let mut tape = Tape::Kept(events.into_iter());
     let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
-    let told = play(&mut tape, &selection, pace, form, asked.patience, stop).await?;
+    let (over, _watched) = while_read(stop);
+    let told = play(&mut tape, &selection, pace, form, asked.patience, &over).await?;
     sum_up(told, None, Instant::now());
     Ok(())
 }

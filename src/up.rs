@@ -1,6 +1,10 @@
 //! `qiyu up`: the whole system in one process, on a nats-server of its own.
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use qiyu_nats::{
@@ -80,9 +84,10 @@ pub(crate) async fn up(
 /// How long the rest may take to stop after a part has died.
 const DEATH_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Writes a line of progress to standard error, whatever is logged.
+/// Writes a line of progress to standard error, whatever is logged. Nobody
+/// listening there any more is not our trouble.
 pub(crate) fn note(line: &str) {
-    eprintln!("qiyu: {line}");
+    writeln!(io::stderr(), "qiyu: {line}").ok();
 }
 
 /// A running system and what it stands on.

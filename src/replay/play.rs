@@ -58,14 +58,14 @@ pub(crate) enum Patience {
     Live,
 }
 
-/// Plays `tape` until its end, until `stop`, or until nobody reads any more.
+/// Plays `tape` until its end, or until `over`.
 pub(crate) async fn play(
     tape: &mut Tape,
     selection: &Selection,
     mut pace: Pace,
     mut form: Form,
     patience: Patience,
-    stop: &CancellationToken,
+    over: &CancellationToken,
 ) -> anyhow::Result<Told> {
     let (mut names, mut told, mut ahead) = (Names::default(), Told::default(), VecDeque::new());
     let mut out = Out::default();
@@ -76,7 +76,7 @@ pub(crate) async fn play(
                 return Ok(told);
             }
             let filled = fill(tape, &mut ahead, &mut names, &form, patience);
-            match stop.run_until_cancelled(filled).await {
+            match over.run_until_cancelled(filled).await {
                 None => break,
                 Some(filled) => filled?,
             }
@@ -84,7 +84,7 @@ pub(crate) async fn play(
         let Some(Read { entry, record }) = ahead.pop_front() else { break };
         if let Some(due) = pace.due(entry.written_ms) {
             out.flush()?;
-            if stop.run_until_cancelled(sleep_until(due)).await.is_none() {
+            if over.run_until_cancelled(sleep_until(due)).await.is_none() {
                 break;
             }
         }

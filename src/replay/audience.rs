@@ -1,0 +1,41 @@
+//! Whoever reads what is printed, and leaves.
+
+use std::{io, time::Duration};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+/// How often it is looked whether somebody still reads.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// A token that is cancelled with `stop`, and when nobody reads standard output
+/// any more: whoever follows a silent room would learn that with its next event
+/// only. It is looked after for as long as the guard lives.
+pub(crate) fn while_read(stop: &CancellationToken) -> (CancellationToken, DropGuard) {
+    let over = stop.child_token();
+    let guard = over.clone().drop_guard();
+    let read = over.clone();
+    TaskTracker::new().spawn(async move {
+        let looking = async {
+            while !has_left() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        read.run_until_cancelled(looking).await;
+        read.cancel();
+    });
+    (over, guard)
+}
+
+/// Whether the other end of standard output is closed: a pipe's or a socket's.
+/// A file has none (poll(2), `POLLERR` and `POLLHUP`, which need not be asked for).
+fn has_left() -> bool {
+    let stdout = io::stdout();
+    let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+    let at_once = Timespec::default();
+    poll(&mut asked, Some(&at_once)).is_ok()
+        && asked[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+}
