@@ -7,8 +7,8 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::wait::{PATIENCE, eventually};
@@ -20,7 +20,7 @@ const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(15);
 
 /// The program, with none of our own settings in its environment.
-fn qiyu(args: &[&str], settings: &[(String, String)]) -> Command {
+pub(super) fn qiyu(args: &[&str], settings: &[(String, String)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qiyu"));
     for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("QIYU_")) {
         command.env_remove(key);
@@ -90,6 +90,15 @@ impl Process {
         // Nobody reads on, but a closed pipe would make it fail at its next line.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         process
+    }
+
+    /// Starts `qiyu <args>`, and hands out what it prints, line by line. Who drops the lines has
+    /// stopped reading, as `head` does.
+    pub(crate) fn tells(args: &[&str], log: &Path) -> (Self, Lines<BufReader<ChildStdout>>) {
+        let name = format!("qiyu {}", args.join(" "));
+        let mut process = Self::spawn(name, &mut qiyu(args, &[]), log);
+        let stdout = process.child.stdout.take().expect("stdout is piped");
+        (process, BufReader::new(stdout).lines())
     }
 
     /// Starts a nats-server of the version the program itself uses.
@@ -179,7 +188,7 @@ impl Process {
         self.outlives_nobody().await;
     }
 
-    /// SIGKILL, SIGSTOP or SIGCONT, without waiting for what comes of it.
+    /// A signal, without waiting for what comes of it.
     pub(crate) fn is_sent(&self, signal: Signal) {
         kill_process(self.leader, signal).expect("it was still running");
     }
@@ -187,6 +196,12 @@ impl Process {
     /// Waits for the end of what was sent SIGKILL.
     pub(crate) async fn is_gone(&mut self) {
         self.ends().await;
+    }
+
+    /// Waits until it has ended by itself, and well.
+    pub(crate) async fn ends_well(&mut self) {
+        let status = self.ends().await;
+        assert!(status.success(), "{} ended with {status}: {}", self.name, self.tail());
     }
 
     async fn ends(&mut self) -> ExitStatus {
