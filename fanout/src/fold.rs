@@ -34,10 +34,10 @@ use serde::{Deserialize, Serialize};
 pub use self::survey::{NoThing, Thing};
 use self::{
     gateways::Lives,
-    names::{SENT_KEPT_MS, Sent},
-    owed::{Departed, OWED_KEPT_MS, Owed},
+    names::Sent,
+    owed::{Departed, Owed},
     rooms::{Closed, Said},
-    users::{Session, Unread, User},
+    users::User,
 };
 
 /// What folding an event asks its owner to do, in this order.
@@ -285,7 +285,7 @@ mod tests {
         log.writes(5);
         log.folds(Event::GatewayGone { gateway: a });
         log.moves(&b, &[joined(3, 3)]);
-        let (whole, later) = (log.fold.clone(), log.seq + OWED_KEPT_MS);
+        let (whole, later) = (log.fold.clone(), log.seq + owed::OWED_KEPT_MS);
         assert_ne!(survey(&whole, 0), survey(&whole, later), "what was owed is");
         log.fold.forget(later);
         assert_eq!(survey(&log.fold, later), survey(&whole, later));

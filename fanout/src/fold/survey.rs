@@ -7,11 +7,15 @@ use std::collections::BTreeMap;
 use qiyu_nats::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
     measure::{MeasureEntry, Taken},
-    stream::INBOX_AGE_MAX,
 };
 use serde::Serialize;
 
-use super::{Fold, OWED_KEPT_MS, Room, SENT_KEPT_MS, Sent, User};
+use super::{
+    Fold, Member, Room,
+    names::{SENT_KEPT_MS, Sent},
+    owed::OWED_KEPT_MS,
+    users::{Session, Unread, User},
+};
 
 /// Something a fold knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,7 +131,7 @@ impl Fold {
         speaker: Option<UserId>,
     ) -> usize {
         let members = self.rooms.get(&(app, room)).and_then(|room| room.gateways.get(at));
-        let hears = |member: &&super::Member| Some(member.user) != speaker;
+        let hears = |member: &&Member| Some(member.user) != speaker;
         members.map_or(0, |members| members.connections.values().filter(hears).count())
     }
 
@@ -167,7 +171,7 @@ impl Fold {
     /// A user's sessions, in order.
     pub fn sessions(&self, app: AppId, user: UserId) -> Vec<(Incarnation, ConnId)> {
         let Some(user) = self.users.get(&(app, user)) else { return Vec::new() };
-        let session = |s: &super::Session| (s.gateway.clone(), s.connection);
+        let session = |s: &Session| (s.gateway.clone(), s.connection);
         let mut sessions: Vec<_> = user.sessions.iter().map(session).collect();
         sessions.sort_unstable();
         sessions
@@ -230,9 +234,8 @@ impl Room {
 
 impl User {
     fn essence(&self, at_ms: u64) -> Option<u64> {
-        let age_ms = u64::try_from(INBOX_AGE_MAX.as_millis()).unwrap_or(u64::MAX);
-        let waits = |unread: &super::Unread| at_ms < unread.written_ms.saturating_add(age_ms);
-        let waiting: Vec<_> = self.waiting.iter().filter(|(_, unread)| waits(unread)).collect();
+        let waits = |(_, unread): &(&MsgId, &Unread)| unread.waits(at_ms);
+        let waiting: Vec<_> = self.waiting.iter().filter(waits).collect();
         let nothing = self.sessions.is_empty() && waiting.is_empty();
         (!nothing).then(|| hashed(&(&self.sessions, waiting)))
     }

@@ -41,6 +41,14 @@ pub(super) struct Session {
     prev: Option<MsgId>,
 }
 
+impl Unread {
+    /// Whether the inbox would still have it.
+    pub(super) fn waits(self, at_ms: u64) -> bool {
+        let age_ms = u64::try_from(INBOX_AGE_MAX.as_millis()).unwrap_or(u64::MAX);
+        at_ms < self.written_ms.saturating_add(age_ms)
+    }
+}
+
 impl Fold {
     /// A 1:1 message: it waits, and goes to every connection its user has.
     pub(super) fn write_to(
@@ -116,8 +124,7 @@ impl Fold {
         if person.sessions.iter().any(known) {
             return Vec::new();
         }
-        let too_old = at_ms.saturating_sub(u64::try_from(INBOX_AGE_MAX.as_millis()).unwrap_or(0));
-        person.waiting.retain(|_, unread| too_old <= unread.written_ms);
+        person.waiting.retain(|_, unread| unread.waits(at_ms));
         let msg_ids: Vec<MsgId> = person.waiting.keys().copied().collect();
         let first = person.sessions.is_empty();
         person.sessions.push(Session {
@@ -196,9 +203,8 @@ impl Fold {
 
     /// Forgets what has waited for too long, and whom nothing waits for.
     pub(super) fn forget_waiting(&mut self, at_ms: u64) {
-        let inbox_age_ms = u64::try_from(INBOX_AGE_MAX.as_millis()).unwrap_or(u64::MAX);
         self.users.retain(|_, user| {
-            user.waiting.retain(|_, unread| at_ms < unread.written_ms.saturating_add(inbox_age_ms));
+            user.waiting.retain(|_, unread| unread.waits(at_ms));
             !user.sessions.is_empty() || !user.waiting.is_empty()
         });
     }
