@@ -183,11 +183,11 @@ impl DeliveryTask {
         match delivery.envelope() {
             Ok(Envelope::Room { app, room, msg_id, prev, from, biz_code, data, at_ms }) => {
                 let what = What::Said { from, biz_code, data, at_ms };
-                self.arrive((app, room), msg_id, Waiting { prev, place, what }).await;
+                self.arrive((app, room), msg_id, Waiting { prev, place, what });
             }
             Ok(Envelope::RoomClosed { app, room, msg_id, prev, late }) if late.is_empty() => {
                 let what = What::Closed;
-                self.arrive((app, room), msg_id, Waiting { prev, place, what }).await;
+                self.arrive((app, room), msg_id, Waiting { prev, place, what });
             }
             Ok(Envelope::RoomClosed { app, room, msg_id, late, .. }) => {
                 self.tell_latecomers((app, room), msg_id, place, &late);

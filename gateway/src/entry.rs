@@ -126,6 +126,7 @@ impl Entry {
         let (via, ack) = match source {
             Source::Envelope(ack) => (Via::Envelope, Some(ack)),
             Source::Repeat(ack) => (Via::Repeat, Some(ack)),
+            Source::Late(ack) => (Via::Late, Some(ack)),
             Source::Log => (Via::Log, None),
             Source::Resume => (Via::Resume, None),
             Source::Lagging => (Via::Lagging, None),
@@ -423,6 +424,8 @@ pub(crate) enum Source {
     Envelope(Ack),
     /// Its envelope, for connections whose users had it elsewhere before: likewise.
     Repeat(Ack),
+    /// Its envelope, for connections that came too late to the room's end: likewise.
+    Late(Ack),
     /// The log: the gateway's own timer sends it again.
     Log,
     /// The log, because a connection that came back asked for it: likewise.

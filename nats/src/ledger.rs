@@ -93,6 +93,8 @@ pub enum Via {
     /// By its envelope, for connections that had ignored several messages in a
     /// row: the envelope is not held up for them.
     Lagging,
+    /// By an envelope for connections that came too late to a room's end.
+    Late,
     /// By an envelope for connections whose users had it on another connection,
     /// which ended before it acknowledged.
     Repeat,

@@ -249,12 +249,24 @@ impl Bus {
     ) -> Result<LogReader, ReadError> {
         let deliver_policy = match from {
             From::After(seq) => DeliverPolicy::ByStartSequence { start_sequence: seq + 1 },
-            From::At { unix_ms } => {
-                let nanos = i128::from(unix_ms) * 1_000_000;
-                let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
-                    .map_err(|error| ReadError::Open { source: error.into() })?;
-                DeliverPolicy::ByStartTime { start_time }
+            // From a time, a consumer with several filters passes over entries when its
+            // server has been restarted (2.15.1, measured: 4 of 33); from a sequence, or
+            // with one filter or none, it does not.
+            From::At { unix_ms } if 1 < filters.len() => {
+                let start = by_start_time(unix_ms)?;
+                let mut any =
+                    self.open_reader(stream, vec![], start, None, HISTORY_SILENCE).await?;
+                let start = match any.pending_at_start() {
+                    0 => DeliverPolicy::New,
+                    _ => {
+                        let start_sequence = any.next().await?.seq;
+                        DeliverPolicy::ByStartSequence { start_sequence }
+                    }
+                };
+                any.close().await;
+                start
             }
+            From::At { unix_ms } => by_start_time(unix_ms)?,
         };
         self.open_reader(stream, filters, deliver_policy, None, HISTORY_SILENCE).await
     }
@@ -479,6 +491,13 @@ impl Bus {
             tracing::error!(seq = entry.seq, error = %chain(&error), "undecodable event not copied to im.dead");
         }
     }
+}
+
+fn by_start_time(unix_ms: u64) -> Result<DeliverPolicy, ReadError> {
+    let nanos = i128::from(unix_ms) * 1_000_000;
+    let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
+        .map_err(|error| ReadError::Open { source: error.into() })?;
+    Ok(DeliverPolicy::ByStartTime { start_time })
 }
 
 /// The message, with the trail beside its bytes.

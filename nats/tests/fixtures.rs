@@ -236,6 +236,7 @@ samples! { ways: Via unless Other {
     Resume {}
     Lagging {}
     Repeat {}
+    Late {}
 }}
 
 samples! { hows: How unless Other {

@@ -1,7 +1,7 @@
 //! What the log tells after a message: the fold goes on from it, and whatever
 //! the fold asks for about this message is noted.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use qiyu_fanout::fold::{Effect, Fold};
 use qiyu_nats::{
@@ -252,30 +252,72 @@ fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, life: &mut 
     }
 }
 
-/// The last time `user` went in a direction that is `wanted` before `seq`.
-pub(super) async fn last_step(
+/// Entries about one user that are looked at, the newest: with more they have
+/// come and gone so often that what was before hardly matters.
+const STEPS_MAX: usize = 64;
+
+/// How somebody came and went.
+#[derive(Default)]
+pub(super) struct Steps {
+    /// The last thing that changed whether they were there, on any connection.
+    pub(super) last: Option<Step>,
+    /// The last time they entered.
+    pub(super) entered: Option<Step>,
+}
+
+/// How `user` came to a room and went before `seq`.
+pub(super) async fn steps(
     bus: &Bus,
     (app, room): (AppId, RoomId),
     user: UserId,
     seq: u64,
-    wanted: &[Direction],
-) -> anyhow::Result<Option<Step>> {
-    let of_them = |change: &MemberChange| {
-        let (who, direction) = match *change {
-            MemberChange::Joined { user, .. } => (user, Direction::Entered),
-            MemberChange::Left { user, .. } => (user, Direction::Left),
-            MemberChange::Unknown => return None,
-        };
-        (who == user && wanted.contains(&direction)).then_some(direction)
+) -> anyhow::Result<Steps> {
+    let is_theirs = |change: &MemberChange| match *change {
+        MemberChange::Joined { user: who, .. } | MemberChange::Left { user: who, .. } => {
+            who == user
+        }
+        MemberChange::Unknown => false,
     };
-    let step = |entry: &LogEntry| match entry.record().ok()?.event {
-        Event::MembersChanged { changes, .. } => changes.iter().rev().find_map(of_them),
+    let changes = |entry: &LogEntry| match entry.record().ok()?.event {
+        Event::MembersChanged { gateway, changes, .. } => Some((gateway, changes)),
         _ => None,
     };
+    let about_them =
+        |entry: &LogEntry| changes(entry).is_some_and(|(_, c)| c.iter().any(is_theirs));
     let subject = subject::room(app, room, RoomKind::Members);
-    let found = bus.read_back(&subject, seq, 1, |entry| step(entry).is_some()).await?;
-    let last = found.last().and_then(|entry| Some((entry.written_ms, step(entry)?)));
-    Ok(last.map(|(at_ms, direction)| Step { at_ms, direction }))
+    let found = bus.read_back(&subject, seq, STEPS_MAX, about_them).await?;
+    let (mut steps, mut open) = (Steps::default(), BTreeSet::new());
+    for (entry, (gateway, changes)) in found.iter().filter_map(|e| Some((e, changes(e)?))) {
+        let step = |direction| Some(Step { at_ms: entry.written_ms, direction });
+        for change in changes.iter().filter(|change| is_theirs(change)) {
+            match *change {
+                MemberChange::Joined { connection, .. } => {
+                    open.insert((gateway.clone(), connection));
+                    steps.entered = step(Direction::Entered);
+                    steps.last = step(Direction::Entered);
+                }
+                MemberChange::Left { connection, .. } => {
+                    open.remove(&(gateway.clone(), connection));
+                    steps.last = step(Direction::Left);
+                }
+                MemberChange::Unknown => {}
+            }
+        }
+    }
+    // What is still open ended with its gateway, if that has ended.
+    for (gateway, _) in open {
+        let subject = subject::gateway_gone(Partition::of_room(app, room), &gateway.id);
+        let its_end = |entry: &LogEntry| match entry.record().map(|record| record.event) {
+            Ok(Event::GatewayGone { gateway: gone }) => gateway.epoch <= gone.epoch,
+            _ => false,
+        };
+        let ended = bus.read_back(&subject, seq, 1, its_end).await?;
+        let Some(at_ms) = ended.first().map(|entry| entry.written_ms) else { continue };
+        if steps.last.as_ref().is_none_or(|last| last.at_ms <= at_ms) {
+            steps.last = Some(Step { at_ms, direction: Direction::Lost });
+        }
+    }
+    Ok(steps)
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {

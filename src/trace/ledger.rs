@@ -100,6 +100,7 @@ fn is_settled(life: &Life, from_ms: u64, until_ms: u64) -> bool {
 pub(super) fn answers(via: Via, because: Because) -> bool {
     match because {
         Because::Return { .. } => via == Via::Repeat,
+        Because::Late { .. } => via == Via::Late,
         _ => matches!(via, Via::Envelope | Via::Log),
     }
 }

@@ -245,6 +245,8 @@ pub(super) struct Step {
 pub(super) enum Direction {
     Entered,
     Left,
+    /// With their gateway.
+    Lost,
 }
 
 /// What was looked at; what is not there was not in it.
@@ -274,13 +276,9 @@ impl Life {
         let fold = fold_at(bus, partition, entry.seq - 1).await?;
         after::follow(bus, partition, &entry, fold, user, &mut life).await?;
         if let (Some(user), Some(room)) = (user, life.what.room()) {
-            let last = async |wanted: &[Direction]| {
-                after::last_step(bus, (life.app, room), user, entry.seq, wanted).await
-            };
-            let before = last(&[Direction::Entered, Direction::Left]).await?;
-            let entered = last(&[Direction::Entered]).await?;
+            let steps = after::steps(bus, (life.app, room), user, entry.seq).await?;
             let about = life.about.get_or_insert_default();
-            (about.before, about.entered) = (before, entered);
+            (about.before, about.entered) = (steps.last, steps.entered);
         }
         ledger::look(bus, &mut life).await?;
         Ok(life)

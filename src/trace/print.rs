@@ -56,8 +56,8 @@ pub(super) fn pretty(life: &Life) -> String {
         }
     }
     for gone in &life.gateways_gone {
-        let had = "with what it alone knew of this message";
-        line("died", &format!("{}  gateway {}, {had}", moment(gone.at_ms), gone.gateway));
+        let had = "and with it what it alone knew of this message";
+        line("ended", &format!("{}  gateway {}, {had}", moment(gone.at_ms), gone.gateway));
     }
     for left in &life.left_behind {
         let whose = match &left.users {
@@ -109,7 +109,7 @@ pub(super) fn pretty(life: &Life) -> String {
 /// Why a 1:1 message waits for nobody any more.
 pub(super) fn why_forgotten(forgotten: Forgotten) -> String {
     match forgotten.because {
-        Some(newer) => format!("newer ones took its place, {newer} the last of it"),
+        Some(newer) => format!("newer ones took its place, {newer} the last of them"),
         None => "it had waited for seven days".to_owned(),
     }
 }
@@ -176,6 +176,7 @@ fn outcome(settled: &Settled) -> String {
         Via::Resume => ", by a resume",
         Via::Lagging => ", for those who had ignored several in a row",
         Via::Repeat => ", taken over for those who came back",
+        Via::Late => ", for those who came too late",
         Via::Other => ", in a way this build does not know",
     };
     let to = outcome.to.map(|to| format!(" for user {}", to.user)).unwrap_or_default();
@@ -200,7 +201,7 @@ fn outcome(settled: &Settled) -> String {
 
 fn exceptions(settled: &Settled) -> Vec<String> {
     let reasons = [
-        (Reason::NotAcknowledged, "sent as often as allowed, never acknowledged"),
+        (Reason::NotAcknowledged, "sent as often as allowed, not acknowledged in time"),
         (Reason::Lagging, "written once, had ignored several in a row"),
         (Reason::Left, "left before acknowledging"),
         (Reason::RoomClosed, "the room was closed before"),

@@ -1,7 +1,7 @@
 //! "Did they get it, and if not why not": one sentence about one user.
 
 use qiyu_nats::{
-    ConnId, Incarnation, UserId,
+    ConnId, Incarnation, MsgId, UserId,
     ledger::{How, Reason, Via},
     measure::Taken,
 };
@@ -124,8 +124,8 @@ fn best(ends: Vec<(&Hearer, End)>, user: UserId) -> String {
             format!("Yes: user {user} acknowledged it {on}{of_several}, by {}", moment(by_ms))
         }
         End::GivenUp { at_ms } => format!(
-            "No: it was sent to user {user} {on}{of_several} as often as allowed and never \
-             acknowledged; given up by {}",
+            "No: it was sent to user {user} {on}{of_several} as often as allowed and not \
+             acknowledged in time; given up by {}",
             moment(at_ms)
         ),
         End::Lagging => format!(
@@ -149,8 +149,8 @@ fn best(ends: Vec<(&Hearer, End)>, user: UserId) -> String {
              did not acknowledge it, of whom {unnamed} are not named"
         ),
         End::Unclear => format!(
-            "The record cannot tell: user {user} was in the room {on}{of_several}, and left it; \
-             an older build did not write down whether that was before it arrived there"
+            "The record cannot tell: user {user} was in the room {on}{of_several}, and it is not \
+             written down whether they still were when it arrived there"
         ),
         End::Open => format!(
             "Not known yet: it was handed to user {user} {on}{of_several}, and the gateway has \
@@ -168,19 +168,19 @@ fn absent(life: &Life, user: UserId) -> String {
     let about = life.about.as_ref();
     let measures = about.and_then(|about| about.measures.as_ref());
     match about.and_then(|about| about.before.as_ref()) {
-        Some(step) if step.direction == Direction::Left => {
-            sentence += &format!("; they had left it at {}", moment(step.at_ms));
-        }
         Some(step) => {
-            sentence += &format!(
-                "; they had entered it at {}, on a gateway that was gone by then",
-                moment(step.at_ms)
-            );
+            let how = match step.direction {
+                Direction::Left => "they had left it at",
+                Direction::Lost => "they had been there until their gateway was declared gone at",
+                Direction::Entered => "they had last entered it at",
+            };
+            sentence += &format!("; {how} {}", moment(step.at_ms));
         }
         None => sentence += "; as far as the log reaches they had never been",
     }
     sentence += put_out(about);
-    if measures.is_some_and(|entry| entry.is_banned(life.accepted_ms)) {
+    let banned = measures.is_some_and(|entry| entry.is_banned(life.accepted_ms));
+    if banned && put_out(about) != BANNED {
         sentence += ", and were banned from it";
     }
     if let Some(step) = about.and_then(|about| about.after.as_ref()) {
@@ -188,6 +188,9 @@ fn absent(life: &Life, user: UserId) -> String {
     }
     sentence
 }
+
+/// How a ban is told as what made somebody leave.
+const BANNED: &str = ", because they were banned";
 
 /// Whether they had not left of their own accord. What is remembered is the newest
 /// measure of each kind: it may be about another time.
@@ -200,7 +203,7 @@ fn put_out(about: Option<&About>) -> &'static str {
         taken.as_ref().is_some_and(|taken| (entered_ms..=left.at_ms).contains(&taken.at_ms))
     };
     match &about.measures {
-        Some(entry) if made_them(&entry.ban) => ", because they were banned",
+        Some(entry) if made_them(&entry.ban) => BANNED,
         Some(entry) if made_them(&entry.kick) => ", because they were shown out",
         _ => "",
     }
@@ -239,6 +242,11 @@ fn about_whisper(life: &Life, user: UserId) -> String {
                 match end_of(life, Some(dispatch), &dispatch.to, connection) {
                     End::GivenUp { .. } => "where it was sent as often as allowed".to_owned(),
                     End::Left => "which ended before it acknowledged".to_owned(),
+                    End::LeftBefore => "where they had gone before it arrived".to_owned(),
+                    End::Lagging => "where it was not acknowledged in time".to_owned(),
+                    End::Unclear | End::NotNamed { .. } => {
+                        "whose outcome is not told apart from others'".to_owned()
+                    }
                     End::GatewayDied { at_ms } => {
                         format!("which died at {} with that knowledge", moment(at_ms))
                     }
@@ -284,8 +292,8 @@ fn end_of(
     let Some(settled) = main.iter().max_by_key(|s| s.outcome.resolved + s.outcome.lagging) else {
         return unreported(life, gateway);
     };
-    if !first && !are_all_told(life, dispatch, &main) {
-        return unreported(life, gateway);
+    if main.len() < alike(life, dispatch).count() {
+        return unreported(life, gateway); // outcomes do not say of which sending they are
     }
     let (lagging, named) = (count(settled.outcome.lagging), &settled.outcome.laggards);
     let may_lag = named.iter().any(|of| of.connection == connection) || named.len() < lagging;
@@ -300,8 +308,14 @@ fn end_of(
     }
     let told: usize = main.iter().map(|s| count(s.outcome.resolved)).sum();
     let told = told + lagging.max(apart.iter().map(|s| count(s.outcome.resolved)).sum());
-    let unsaid = left.is_some_and(|left| left.heard.is_none()) || !first;
-    if unsaid && told < known(life, dispatch) {
+    let was_there = first && left.and_then(|left| left.heard).is_some();
+    let gone_before = match first {
+        false => 0,
+        // Who has not left is not among those of whom it is not said.
+        true if left.is_none() => leavings(life, gateway, |heard| heard < Some(life.msg_id)),
+        true => leavings(life, gateway, |heard| heard.is_some_and(|heard| heard < life.msg_id)),
+    };
+    if !was_there && told + gone_before < known(life, dispatch) {
         return match told {
             0 => End::LeftBefore,
             _ => End::Unclear,
@@ -333,21 +347,28 @@ fn unreported(life: &Life, gateway: &Incarnation) -> End {
 /// Connections it was for, as far as the log knows.
 fn known(life: &Life, dispatch: &Dispatch) -> usize {
     let here = |hearer: &&Hearer| hearer.gateway == dispatch.to;
-    match dispatch.because {
-        Because::Said => life.audience.iter().filter(here).count(),
-        Because::Return { .. } => returns_to(life, &dispatch.to).map(|d| d.connections.len()).sum(),
-        _ => dispatch.connections.len(),
+    match (life.what, dispatch.because) {
+        (What::Said { .. } | What::Closing { .. }, Because::Said) => {
+            life.audience.iter().filter(here).count()
+        }
+        _ => alike(life, dispatch).map(|d| d.connections.len()).sum(),
     }
 }
 
-/// Whether every repeat to that gateway has an outcome: they do not say which they are.
-fn are_all_told(life: &Life, dispatch: &Dispatch, outcomes: &[&Settled]) -> bool {
-    !matches!(dispatch.because, Because::Return { .. })
-        || returns_to(life, &dispatch.to).count() <= outcomes.len()
+/// Of those it was for at a gateway, how many have left, having last heard what is `wanted`.
+fn leavings(life: &Life, gateway: &Incarnation, wanted: impl Fn(Option<MsgId>) -> bool) -> usize {
+    let departures = life.departures.iter().filter(|left| left.gateway == *gateway);
+    departures.filter(|left| wanted(left.heard)).count()
 }
 
-fn returns_to<'a>(life: &'a Life, gateway: &'a Incarnation) -> impl Iterator<Item = &'a Dispatch> {
-    let is = |d: &&Dispatch| d.to == *gateway && matches!(d.because, Because::Return { .. });
+/// The sendings to the same gateway whose outcomes look the same.
+fn alike<'a>(life: &'a Life, dispatch: &'a Dispatch) -> impl Iterator<Item = &'a Dispatch> {
+    let kind = |because| match because {
+        Because::Said | Because::Login { .. } => 0,
+        Because::Return { .. } => 1,
+        Because::Late { .. } => 2,
+    };
+    let is = move |d: &&Dispatch| d.to == dispatch.to && kind(d.because) == kind(dispatch.because);
     life.dispatches.iter().filter(is)
 }
 
@@ -381,9 +402,9 @@ fn later(life: &Life, user: UserId) -> Later {
                 acknowledged = true;
                 format!("acknowledged there by {}", moment(by_ms))
             }
-            End::GivenUp { .. } => "not acknowledged there either".to_owned(),
-            End::Left | End::LeftBefore => "which ended before it acknowledged, too".to_owned(),
-            End::GatewayDied { .. } => "which died with that knowledge, too".to_owned(),
+            End::GivenUp { .. } => "not acknowledged there in time".to_owned(),
+            End::Left | End::LeftBefore => "which ended before it acknowledged".to_owned(),
+            End::GatewayDied { .. } => "which died with that knowledge".to_owned(),
             End::Unclear => "whose outcome is not told apart from others'".to_owned(),
             _ => "with no outcome reported yet".to_owned(),
         };
@@ -432,7 +453,6 @@ mod tests {
     use std::num::NonZeroU64;
 
     use qiyu_nats::{
-        MsgId,
         ledger::{Exception, Outcome, Recipient},
         measure::{Measure, MeasureEntry},
     };
@@ -547,7 +567,7 @@ mod tests {
             "Yes: user 100001 acknowledged it on connection 1 of gateway g1.7, by \
              1970-01-01 00:00:02.000."
         );
-        assert!(told(&life, 2).contains("as often as allowed and never acknowledged"));
+        assert!(told(&life, 2).contains("as often as allowed and not acknowledged in time"));
         assert!(told(&life, 9).starts_with("User 100009 said it"));
     }
 
@@ -634,6 +654,36 @@ mod tests {
     }
 
     #[test]
+    fn whose_leaving_never_reached_the_log_is_not_taken_to_have_it() {
+        let mut life = said();
+        life.outcomes.push(settled(Via::Envelope, [1, 0, 0], &[]));
+        for n in [1, 2] {
+            assert!(told(&life, n).starts_with("The record cannot tell:"), "{}", told(&life, n));
+        }
+    }
+
+    #[test]
+    fn a_login_is_not_answered_by_the_sending_before() {
+        let mut life = said();
+        life.what = What::Whispered { to: user(1), biz_code: 5555 };
+        life.audience = Vec::new();
+        life.dispatches[0].connections = vec![(connection(1), Some(user(1)))];
+        let silent = except(1, Reason::NotAcknowledged);
+        life.outcomes.push(settled(Via::Envelope, [0, 1, 0], &[silent]));
+        assert!(told(&life, 1).contains("where it was sent as often as allowed"));
+        let login = Dispatch {
+            because: Because::Login { event: at(20) },
+            at_ms: 3000,
+            connections: vec![(connection(2), Some(user(1)))],
+            ..life.dispatches[0].clone()
+        };
+        life.dispatches.push(login);
+        assert!(told(&life, 1).contains("which has not reported an outcome"), "{}", told(&life, 1));
+        life.outcomes.push(settled(Via::Envelope, [0, 0, 0], &[]));
+        assert!(!told(&life, 1).contains("which settled it"), "{}", told(&life, 1));
+    }
+
+    #[test]
     fn a_repeat_is_not_taken_for_somebody_elses() {
         let mut life = said();
         life.gateways_gone.push(Gone { gateway: gateway(), at_ms: 1500 });
@@ -659,7 +709,7 @@ mod tests {
         };
         life.outcomes.push(repeated(&[silent], [0, 1, 0]));
         assert!(told(&life, 1).starts_with("Yes, later:"), "{}", told(&life, 1));
-        assert!(told(&life, 2).contains("not acknowledged there either"), "{}", told(&life, 2));
+        assert!(told(&life, 2).contains("not acknowledged there in time"), "{}", told(&life, 2));
     }
 
     #[test]

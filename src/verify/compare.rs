@@ -24,8 +24,9 @@ use super::{
 };
 
 /// What is derived trails the log by moments: a difference counts when it was
-/// there at every one of these looks, and what lives has not moved meanwhile.
-const LOOKS: usize = 6;
+/// there at every one of these looks, and what lives has not moved meanwhile. As
+/// long as a partition may be without an owner after a sudden death, and more.
+const LOOKS: usize = 12;
 /// Between two looks. An owner writes counts once a second, if they have changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Members asked for when a room differs.

@@ -375,7 +375,7 @@ impl Law {
                         let resumed = ledger.resumed.entry(outcome.msg_id).or_default();
                         *resumed += u64::from(outcome.resolved);
                     }
-                    Via::Repeat | Via::Other => {}
+                    Via::Repeat | Via::Late | Via::Other => {}
                 }
             }
         }

@@ -328,3 +328,29 @@ async fn the_tables_of_a_mariadb_are_compared_too() {
     drop((ann, bob));
     stack.stop().await;
 }
+
+#[tokio::test]
+async fn what_came_while_the_only_one_there_was_away_for_a_moment_is_accounted_for() {
+    let roles = ["fanout", "presence,living,api", "gateway", "gateway"];
+    let stack = Stack::roles(&roles, FAST).await;
+    let room = stack.room().await;
+    let mut ann = stack.person("ann").await.via(&stack.gateway(1)).ws_into(&room).await;
+    let bob = stack.person("bob").await.via(&stack.gateway(2)).ws_into(&room).await;
+    let back = bob.person.clone();
+    stack.freezes(("fanout", 0));
+    let said = ann.says_surely(&room, "tea?").await;
+    bob.drops_without_goodbye();
+    let mut bob = back.ws_into(&room).await;
+    stack.thaws(("fanout", 0));
+    ann.says_surely(&room, "still there?").await;
+    bob.hears("still there?").await;
+    stack.owes_nothing().await;
+    let (verdict, told) = verify(&stack, &["--grace", "0s"]).await;
+    assert_ne!(verdict, Verdict::Differs, "{told}"); // the tables are elsewhere
+    assert!(told.contains("2 messages for 2 connections = 1 acknowledged"), "{told}");
+    assert!(told.contains("1 left + 0 in flight"), "{told}");
+    let life = traced(&stack, said).await;
+    let outcomes = life["outcomes"].as_array().map(Vec::len);
+    assert_eq!(outcomes, Some(2), "each gateway says how it ended there: {life}");
+    stack.stop().await;
+}

@@ -30,6 +30,8 @@ pub(super) enum From {
     Queue(Place),
     /// Likewise, having been sent elsewhere before.
     Again(Place),
+    /// Likewise, because somebody came too late to the room's end.
+    Late(Place),
     /// Read from the log.
     Log,
     /// By its envelope, beside it.
@@ -57,6 +59,7 @@ impl DeliveryTask {
         let (seq, source, step) = match from {
             From::Queue(Place { seq, ack, step }) => (Some(seq), Source::Envelope(ack), step),
             From::Again(Place { seq, ack, step }) => (Some(seq), Source::Repeat(ack), step),
+            From::Late(Place { seq, ack, step }) => (Some(seq), Source::Late(ack), step),
             From::Log => (None, Source::Log, Step::default()),
             From::Lagging => (None, Source::Lagging, Step::default()),
         };

@@ -51,18 +51,19 @@ pub(super) enum What {
 
 impl DeliveryTask {
     /// An envelope for a room: it waits its turn.
-    pub(super) async fn arrive(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
+    pub(super) fn arrive(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
         let Some(room) = self.rooms.get_mut(&key) else {
             return self.note_unheard(key, msg_id, envelope);
         };
         if room.last.is_some_and(|last| msg_id <= last) {
-            return self.with.bus.ack(&envelope.place.ack).await;
+            // Dealt with before, or while nobody of ours was there.
+            return self.note_unheard(key, msg_id, envelope);
         }
         room.waiting.insert(msg_id, envelope); // a redelivery brings a fresher acknowledgement
         self.advance(key);
     }
 
-    /// Nobody of ours is there any more. That is an outcome, too: without it the
+    /// It has nobody to bring anything. That is an outcome, too: without it the
     /// record could not tell such an envelope from one that was lost.
     fn note_unheard(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
         let Waiting { place, what, .. } = envelope;
@@ -84,13 +85,13 @@ impl DeliveryTask {
                 }
                 return;
             }
-            let (msg_id, Waiting { place, what, .. }) = first.remove_entry();
+            let (msg_id, envelope) = first.remove_entry();
             if msg_id <= last {
-                // Dealt with by way of the log; its envelope has nothing more to bring.
-                let (bus, tasks) = (self.with.bus.clone(), &self.with.tasks);
-                tasks.spawn(async move { bus.ack(&place.ack).await });
+                // Dealt with by way of the log, or while nobody of ours was there.
+                self.note_unheard(key, msg_id, envelope);
                 continue;
             }
+            let Waiting { place, what, .. } = envelope;
             self.expand(key, msg_id, what, From::Queue(place));
         }
     }
@@ -145,7 +146,7 @@ impl DeliveryTask {
         late: &[ConnId],
     ) {
         let message = closed_message(key, msg_id);
-        let from = From::Queue(place);
+        let from = From::Late(place);
         let entry = self.open(key.0, Some(key.1), msg_id, message, from, None);
         for connection in late.iter().filter_map(|id| self.connections.get(id)) {
             entry.expect(connection);
