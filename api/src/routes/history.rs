@@ -1,6 +1,6 @@
 //! `/im/history`: what was said in a room, page by page towards the past.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::extract::State;
 use qiyu_nats::{
@@ -13,7 +13,8 @@ use qiyu_nats::{
     stream::BucketName,
     subject::{self, RoomKind},
 };
-use tracing::warn;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
 
 use crate::{
     answer::{Answer, Body, Refused},
@@ -48,7 +49,7 @@ pub(crate) async fn history(
     let subject = subject::room(edge.app, room, RoomKind::Msg);
     let before = before.map_or(u64::MAX, MsgId::seq_not_below);
     // One more than asked for tells whether there is a further page.
-    let found = edge.bus.read_back(&subject, before, limit + 1, is_chat).await.map_err(unread)?;
+    let found = patiently(|| edge.bus.read_back(&subject, before, limit + 1, is_chat)).await?;
     let has_next = limit < found.len();
     let page = &found[usize::from(has_next)..];
     if let (Some(first), Some(last)) = (page.first(), page.last()) {
@@ -80,7 +81,7 @@ fn chat_of(entry: &LogEntry) -> Option<(AppId, MsgId, String)> {
 async fn ever_opened(edge: &Edge, room: RoomId) -> Result<bool, Refused> {
     for kind in [RoomKind::Opened, RoomKind::Closed] {
         let subject = subject::room(edge.app, room, kind);
-        if edge.bus.read_last(&subject).await.map_err(unread)?.is_some() {
+        if patiently(|| edge.bus.read_last(&subject)).await?.is_some() {
             return Ok(true);
         }
     }
@@ -96,7 +97,28 @@ fn never_a_room() -> Refused {
     Refused::new(404, "直播间不存在")
 }
 
-fn unread(error: ReadError) -> Refused {
-    warn!(error = &error as &dyn std::error::Error, "history not read");
-    Refused::system()
+/// How long a page waits for the log, which after the death of one of three
+/// servers elects a new leader first.
+const PATIENCE: Duration = Duration::from_secs(6);
+const AGAIN_AFTER: Duration = Duration::from_millis(300);
+
+/// Reads until that succeeds, or for as long as somebody waits for a page.
+async fn patiently<T, F>(read: impl Fn() -> F) -> Result<T, Refused>
+where
+    F: Future<Output = Result<T, ReadError>>,
+{
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let why = match timeout_at(deadline, read()).await {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(error)) => error,
+            Err(_) => ReadError::Silent,
+        };
+        if deadline < Instant::now() + AGAIN_AFTER {
+            warn!(error = &why as &dyn std::error::Error, "history not read");
+            return Err(Refused::system());
+        }
+        debug!(error = &why as &dyn std::error::Error, "history not read yet, trying again");
+        sleep(AGAIN_AFTER).await;
+    }
 }
