@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use qiyu_nats::{
     Bus, chain,
-    ledger::{OUTCOMES_MAX, Page, ReadBatch},
+    ledger::{Page, ReadBatch},
+    record::gather,
     ticket::fresh_nonce,
 };
 use tokio::sync::mpsc;
@@ -45,16 +46,8 @@ pub(crate) async fn record(bus: Bus, mut pages: mpsc::Receiver<Page>, stop: Canc
             () = stop.cancelled() => return,
         };
         let Some(first) = first else { return };
-        let mut batch = ReadBatch { at_ms: qiyu_nats::now_ms(), pages: vec![first] };
-        let more = tokio::time::sleep(BATCH_WAIT);
-        tokio::pin!(more);
-        while batch.pages.len() < OUTCOMES_MAX {
-            tokio::select! {
-                biased; // any order would do
-                Some(page) = pages.recv() => batch.pages.push(page),
-                () = &mut more => break,
-            }
-        }
+        let at_ms = qiyu_nats::now_ms();
+        let batch = ReadBatch { at_ms, pages: gather(first, &mut pages, BATCH_WAIT).await };
         let key = format!("read:{:032x}", fresh_nonce());
         if let Err(error) = bus.record_reads(&batch, &key, RECORD_DEADLINE).await {
             warn!(pages = batch.pages.len(), error = %chain(&error), "what was read is not recorded");

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use qiyu_nats::{
     Bus, chain,
-    ledger::{Handover, HandoverBatch, OUTCOMES_MAX},
+    ledger::{Handover, HandoverBatch},
     position::Claim,
+    record::gather,
 };
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -48,19 +49,7 @@ impl Handovers {
 pub(crate) async fn record(bus: Bus, by: Claim, mut lines: Lines, metrics: Metrics) {
     let mut number: u64 = 0;
     while let Some(first) = lines.0.recv().await {
-        let mut handovers = vec![first];
-        let more = tokio::time::sleep(BATCH_WAIT);
-        tokio::pin!(more);
-        while handovers.len() < OUTCOMES_MAX {
-            tokio::select! {
-                biased; // what is there already comes along
-                line = lines.0.recv() => match line {
-                    Some(line) => handovers.push(line),
-                    None => break,
-                },
-                () = &mut more => break,
-            }
-        }
+        let handovers = gather(first, &mut lines.0, BATCH_WAIT).await;
         number += 1;
         let (worker, epoch, at_ms) = (by.worker.clone(), by.epoch, qiyu_nats::now_ms());
         let batch = HandoverBatch { worker, epoch, at_ms, handovers };

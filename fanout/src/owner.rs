@@ -125,23 +125,24 @@ pub(crate) async fn prepare(bus: &Bus, partition: Partition) -> Result<Prepared,
 }
 
 /// Brings folds up to their recorded positions. All through one consumer with
-/// many filters: measured four times cheaper than one consumer each.
+/// many filters (none, where all are behind): measured four times cheaper than
+/// one consumer each.
 pub(crate) async fn catch_up(bus: &Bus, prepared: &mut [Prepared]) -> Result<(), End> {
     let behind: Vec<&mut Prepared> =
         prepared.iter_mut().filter(|p| p.folded < p.recorded).collect();
     let Some(from) = behind.iter().map(|p| p.folded).min() else { return Ok(()) };
     let until = behind.iter().map(|p| p.recorded).max().unwrap_or(from);
-    let filters = behind.iter().map(|p| subject::partition(p.partition)).collect();
-    let mut by_partition: HashMap<String, &mut Prepared> =
-        behind.into_iter().map(|p| (p.partition.to_string(), p)).collect();
+    let partitions: Vec<Partition> = behind.iter().map(|p| p.partition).collect();
+    let filters = subject::partitions(&partitions);
+    let mut by_partition: HashMap<Partition, &mut Prepared> =
+        behind.into_iter().map(|p| (p.partition, p)).collect();
     let mut reader = bus.read_log(filters, from, None).await?;
     while by_partition.values().any(|p| p.folded < p.recorded) {
         let Ok(entry) = timeout(CATCH_UP_PATIENCE, reader.next()).await else {
             break;
         };
         let entry = entry?;
-        let token = entry.subject.split('.').nth(2).unwrap_or_default();
-        if let Some(p) = by_partition.get_mut(token)
+        if let Some(p) = entry.partition().and_then(|partition| by_partition.get_mut(&partition))
             && p.folded < entry.seq
             && entry.seq <= p.recorded
         {

@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use crate::{
     bus::{self, PUBLISH_TIMEOUT},
     chain,
-    pull::{BATCH, Pulling},
+    pull::Pulling,
     stream::BucketName,
 };
 
@@ -262,8 +262,7 @@ impl Bucket {
             .await
             .map_err(|error| self.silent(">", error))?;
         let pending = consumer.cached_info().num_pending;
-        let messages =
-            Pulling::from(consumer, BATCH).await.map_err(|error| self.silent(">", error))?;
+        let messages = Pulling::from(consumer).await.map_err(|error| self.silent(">", error))?;
         Ok((messages, pending))
     }
 

@@ -6,9 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     bus::Bus,
-    codec,
     id::{AppId, MsgId, Partition, UserId},
-    log::{APPEND_DEADLINE, AppendError, Condition},
+    log::{APPEND_DEADLINE, AppendError, Condition, encoded},
     subject,
 };
 
@@ -41,10 +40,7 @@ impl Bus {
     ) -> Result<(), AppendError> {
         let subject = subject::user_fact(partition, app, fact);
         let record = UserFact { app, user, position, at_ms: crate::now_ms() };
-        let payload = codec::encode(&record).map_err(|error| AppendError::Refused {
-            subject: subject.clone(),
-            source: error.into(),
-        })?;
+        let payload = encoded(&subject, &record)?;
         let key = format!("{fact}:{position}:{app}.{user}");
         self.publish_stored(subject, payload, &key, Condition::Any, APPEND_DEADLINE).await.map(drop)
     }

@@ -6,22 +6,16 @@ use crate::{
     bus::{Bus, PUBLISH_TIMEOUT},
     codec,
     id::{AppId, MsgId, UserId},
-    log::{APPEND_DEADLINE, AppendError, Condition, From, LogReader, ReadError},
-    pull::{BATCH, Pulling},
+    log::{APPEND_DEADLINE, AppendError, Condition, Extent, From, ReadError, encoded},
+    pull::Pulling,
     stream, subject,
 };
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 
 pub use crate::command::Kept;
 
-/// How long the next entry may take.
-const NEXT_PATIENCE: Duration = Duration::from_secs(5);
-
 /// An open reading of all inboxes.
-pub struct InboxReader {
-    reader: LogReader,
-    left: u64,
-}
+pub struct InboxReader(Extent);
 
 impl InboxReader {
     /// For whom the next copy is, and of which message; `None` at what was the
@@ -31,10 +25,7 @@ impl InboxReader {
     ///
     /// [`ReadError`]: this reader is finished, open another one.
     pub async fn next(&mut self) -> Result<Option<(AppId, UserId, MsgId)>, ReadError> {
-        while 0 < self.left {
-            let entry = tokio::time::timeout(NEXT_PATIENCE, self.reader.next()).await;
-            let entry = entry.map_err(|_| ReadError::Silent)??;
-            self.left = entry.pending.min(self.left - 1);
+        while let Some(entry) = self.0.next().await? {
             let kept = codec::decode::<Kept>(&entry.payload).ok();
             if let Some((kept, (app, user))) = kept.zip(subject::whose_inbox(&entry.subject)) {
                 return Ok(Some((app, user, kept.msg_id)));
@@ -45,7 +36,7 @@ impl InboxReader {
 
     /// Ends the reading.
     pub async fn close(self) {
-        self.reader.close().await;
+        self.0.close().await;
     }
 }
 
@@ -65,10 +56,7 @@ impl Bus {
     ) -> Result<(), AppendError> {
         let subject = subject::inbox(app, user);
         let kept = Kept { msg_id, biz_code, data: data.to_owned() };
-        let payload = codec::encode(&kept).map_err(|error| AppendError::Refused {
-            subject: subject.clone(),
-            source: error.into(),
-        })?;
+        let payload = encoded(&subject, &kept)?;
         let key = format!("inbox:{msg_id}");
         self.publish_stored(subject, payload, &key, Condition::Any, APPEND_DEADLINE).await.map(drop)
     }
@@ -90,8 +78,7 @@ impl Bus {
     /// [`ReadError::Open`].
     pub async fn read_inboxes(&self) -> Result<InboxReader, ReadError> {
         let reader = self.read_much(stream::INBOX, Vec::new(), From::After(0)).await?;
-        let left = reader.pending_at_start();
-        Ok(InboxReader { reader, left })
+        Ok(InboxReader(Extent::of(reader)))
     }
 
     /// With their places in the stream.
@@ -112,7 +99,7 @@ impl Bus {
             .await
             .map_err(|error| open(error.into()))?;
         let mut left = consumer.cached_info().num_pending;
-        let mut messages = Pulling::from(consumer, BATCH).await.map_err(open)?;
+        let mut messages = Pulling::from(consumer).await.map_err(open)?;
         let mut found = Vec::new();
         while 0 < left {
             let message = tokio::time::timeout(PUBLISH_TIMEOUT, messages.next())

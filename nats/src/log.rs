@@ -17,8 +17,8 @@ use crate::{
     chain,
     codec::{self, DecodeError},
     event::Record,
-    id::{MsgId, RoomId},
-    pull::{BATCH, Pulling},
+    id::{MsgId, Partition, RoomId},
+    pull::Pulling,
     stream,
     trail::Trail,
 };
@@ -102,10 +102,7 @@ impl Bus {
         condition: Condition,
         deadline: Duration,
     ) -> Result<Appended, AppendError> {
-        let payload = codec::encode(record).map_err(|error| AppendError::Refused {
-            subject: subject.clone(),
-            source: error.into(),
-        })?;
+        let payload = encoded(&subject, record)?;
         let ack = self.publish_stored(subject, payload, key, condition, deadline).await?;
         Ok(Appended { msg_id: MsgId::at(ack.sequence), repeated: ack.duplicate })
     }
@@ -124,10 +121,7 @@ impl Bus {
         deadline: Duration,
         trail: Option<&Trail>,
     ) -> Result<Appended, AppendError> {
-        let payload = codec::encode(record).map_err(|error| AppendError::Refused {
-            subject: subject.clone(),
-            source: error.into(),
-        })?;
+        let payload = encoded(&subject, record)?;
         let any = Condition::Any;
         let ack = self.publish_on_trail(subject, payload, key, any, deadline, trail).await?;
         Ok(Appended { msg_id: MsgId::at(ack.sequence), repeated: ack.duplicate })
@@ -317,7 +311,7 @@ impl Bus {
             .map_err(|error| open(error.into()))?;
         let pending = consumer.cached_info().num_pending;
         let name = consumer.cached_info().name.clone();
-        let messages = Pulling::from(consumer, BATCH).await.map_err(open)?;
+        let messages = Pulling::from(consumer).await.map_err(open)?;
         let reconnects = self.reconnects();
         let (delivered, trail, parting) = (0, None, self.parting);
         Ok(LogReader { log, name, messages, delivered, pending, trail, reconnects, parting })
@@ -493,6 +487,12 @@ impl Bus {
     }
 }
 
+/// The bytes of what is to be stored under `subject`.
+pub(crate) fn encoded<T: serde::Serialize>(subject: &str, value: &T) -> Result<Bytes, AppendError> {
+    codec::encode(value)
+        .map_err(|error| AppendError::Refused { subject: subject.to_owned(), source: error.into() })
+}
+
 fn by_start_time(unix_ms: u64) -> Result<DeliverPolicy, ReadError> {
     let nanos = i128::from(unix_ms) * 1_000_000;
     let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
@@ -599,6 +599,11 @@ impl LogEntry {
         MsgId::at(self.seq)
     }
 
+    /// The partition it belongs to. `None`: it does not lie in the log.
+    pub fn partition(&self) -> Option<Partition> {
+        self.subject.split('.').nth(2)?.parse().ok()
+    }
+
     /// What it says.
     ///
     /// # Errors
@@ -629,6 +634,40 @@ pub struct LogReader {
     trail: Option<Trail>,
     reconnects: watch::Receiver<u64>,
     parting: Parting,
+}
+
+/// How long the next entry of a reading that ends may take.
+const NEXT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A reading up to where what is read ended when it was opened.
+pub(crate) struct Extent {
+    reader: LogReader,
+    left: u64,
+}
+
+impl Extent {
+    pub(crate) fn of(reader: LogReader) -> Self {
+        Self { left: reader.pending_at_start(), reader }
+    }
+
+    /// The next entry; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// As [`LogReader::next`]; [`ReadError::Silent`] after 5 s without one.
+    pub(crate) async fn next(&mut self) -> Result<Option<LogEntry>, ReadError> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let entry = tokio::time::timeout(NEXT_PATIENCE, self.reader.next()).await;
+        let entry = entry.map_err(|_| ReadError::Silent)??;
+        self.left = entry.pending.min(self.left - 1);
+        Ok(Some(entry))
+    }
+
+    pub(crate) async fn close(self) {
+        self.reader.close().await;
+    }
 }
 
 /// How long a new consumer may take. A cluster may still give it to a server

@@ -25,7 +25,7 @@ use crate::{
     envelope::Envelope,
     id::{Incarnation, MsgId},
     log::on_trail,
-    pull::{BATCH, Pulling},
+    pull::Pulling,
     stream, subject,
     trail::Trail,
 };
@@ -122,7 +122,7 @@ impl Bus {
             })
             .await
             .map_err(|error| fail(error.into()))?;
-        let messages = Pulling::from(consumer, BATCH).await.map_err(fail)?;
+        let messages = Pulling::from(consumer).await.map_err(fail)?;
         let gateway = gateway.clone();
         Ok(Outbox { gateway, messages, reopen_at: None })
     }

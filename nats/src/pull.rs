@@ -18,7 +18,7 @@ use tokio::time::Instant;
 /// queue (nats-server `server/stream.go`, `internalLoop`): whoever asks for
 /// 10,000 puts them before the next receipt, and reads no faster where the
 /// server is near (docs/DEBUGGING.md, "what it costs").
-pub(crate) const BATCH: usize = 500;
+const BATCH: usize = 500;
 /// How long the server may answer one request.
 const EXPIRES: Duration = Duration::from_secs(10);
 /// How often a consumer that has nothing to say shows that it lives. After
@@ -35,7 +35,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(25);
 pub(crate) struct Pulling {
     // In a box: futures that hold a reader would be large.
     consumer: Box<Consumer<pull::Config>>,
-    batch: usize,
     messages: pull::Stream,
     /// Since when nobody has heard of the consumer.
     unheard_since: Option<Instant>,
@@ -44,14 +43,11 @@ pub(crate) struct Pulling {
 }
 
 impl Pulling {
-    /// Begins with the next message the consumer has, and asks for so many at once.
-    pub(crate) async fn from(
-        consumer: Consumer<pull::Config>,
-        batch: usize,
-    ) -> Result<Self, async_nats::Error> {
-        let messages = request(&consumer, batch).await?;
+    /// Begins with the next message the consumer has.
+    pub(crate) async fn from(consumer: Consumer<pull::Config>) -> Result<Self, async_nats::Error> {
+        let messages = request(&consumer).await?;
         let consumer = Box::new(consumer);
-        Ok(Self { consumer, batch, messages, unheard_since: None, ask_at: None })
+        Ok(Self { consumer, messages, unheard_since: None, ask_at: None })
     }
 
     pub(crate) fn consumer(&self) -> &Consumer<pull::Config> {
@@ -60,7 +56,7 @@ impl Pulling {
 
     /// Asks anew, whatever became of the last request.
     pub(crate) async fn restart(&mut self) -> Result<(), async_nats::Error> {
-        self.messages = request(&self.consumer, self.batch).await?;
+        self.messages = request(&self.consumer).await?;
         self.ask_at = None;
         Ok(())
     }
@@ -95,13 +91,10 @@ impl Pulling {
     }
 }
 
-async fn request(
-    consumer: &Consumer<pull::Config>,
-    batch: usize,
-) -> Result<pull::Stream, async_nats::Error> {
+async fn request(consumer: &Consumer<pull::Config>) -> Result<pull::Stream, async_nats::Error> {
     let messages = consumer
         .stream()
-        .max_messages_per_batch(batch)
+        .max_messages_per_batch(BATCH)
         .expires(EXPIRES)
         .heartbeat(HEARTBEAT)
         .messages()

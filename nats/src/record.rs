@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::{
     bus::Bus,
     chain, codec,
     id::{GatewayId, WorkerId},
-    ledger::{HandoverBatch, LedgerBatch, ReadBatch},
-    log::{AppendError, Condition, From, LogReader, ReadError},
+    ledger::{HandoverBatch, LedgerBatch, OUTCOMES_MAX, ReadBatch},
+    log::{AppendError, Condition, Extent, From, ReadError, encoded},
     stream, subject,
 };
 
@@ -36,6 +37,25 @@ impl Shelf {
         };
         filter.to_owned()
     }
+}
+
+/// `first`, and what comes within `wait` or until there are [`OUTCOMES_MAX`]: what
+/// is written to the ledger together.
+pub async fn gather<T>(first: T, more: &mut mpsc::Receiver<T>, wait: Duration) -> Vec<T> {
+    let mut gathered = vec![first];
+    let waited = tokio::time::sleep(wait);
+    tokio::pin!(waited);
+    while gathered.len() < OUTCOMES_MAX {
+        tokio::select! {
+            biased; // what is there already comes along
+            one = more.recv() => match one {
+                Some(one) => gathered.push(one),
+                None => break,
+            },
+            () = &mut waited => break,
+        }
+    }
+    gathered
 }
 
 /// One entry of the ledger.
@@ -125,10 +145,7 @@ impl Bus {
         key: &str,
         deadline: Duration,
     ) -> Result<(), AppendError> {
-        let payload = codec::encode(batch).map_err(|error| AppendError::Refused {
-            subject: subject.clone(),
-            source: error.into(),
-        })?;
+        let payload = encoded(&subject, batch)?;
         self.publish_stored(subject, payload, key, Condition::Any, deadline).await.map(drop)
     }
 
@@ -145,18 +162,13 @@ impl Bus {
     ) -> Result<LedgerReader, ReadError> {
         let filters = shelves.iter().map(|shelf| shelf.filter()).collect();
         let reader = self.read_much(stream::LEDGER, filters, From::At { unix_ms: from_ms }).await?;
-        let left = reader.pending_at_start();
-        Ok(LedgerReader { reader, left, unreadable: 0 })
+        Ok(LedgerReader { entries: Extent::of(reader), unreadable: 0 })
     }
 }
 
-/// How long the next entry may take.
-const NEXT_PATIENCE: Duration = Duration::from_secs(5);
-
 /// An open reading of the ledger.
 pub struct LedgerReader {
-    reader: LogReader,
-    left: u64,
+    entries: Extent,
     unreadable: u64,
 }
 
@@ -167,10 +179,7 @@ impl LedgerReader {
     ///
     /// [`ReadError`]: this reader is finished, open another one.
     pub async fn next(&mut self) -> Result<Option<LedgerEntry>, ReadError> {
-        while 0 < self.left {
-            let entry = tokio::time::timeout(NEXT_PATIENCE, self.reader.next()).await;
-            let entry = entry.map_err(|_| ReadError::Silent)??;
-            self.left = entry.pending.min(self.left - 1);
+        while let Some(entry) = self.entries.next().await? {
             let page = if entry.subject.ends_with(".handovers") {
                 codec::decode(&entry.payload).map(LedgerPage::Handovers)
             } else if entry.subject.ends_with(".reads") {
@@ -196,6 +205,6 @@ impl LedgerReader {
 
     /// Ends the reading.
     pub async fn close(self) {
-        self.reader.close().await;
+        self.entries.close().await;
     }
 }

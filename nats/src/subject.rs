@@ -8,6 +8,16 @@ pub fn partition(partition: Partition) -> String {
     format!("im.in.{partition}.>")
 }
 
+/// Everything in these partitions. Of all of them: no filter at all, because one
+/// for each costs the server far more than none. Reading a million events took
+/// 390 s with 64 filters and takes 5 s without (measured, 2.15.1).
+pub fn partitions(partitions: &[Partition]) -> Vec<String> {
+    match partitions.len() == Partition::all().count() {
+        true => Vec::new(),
+        false => partitions.iter().copied().map(partition).collect(),
+    }
+}
+
 /// What can be appended under a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoomKind {
