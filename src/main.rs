@@ -1,6 +1,7 @@
 //! qiyu: a live-room messaging backend whose every delivery is a recorded fact.
 
 mod bench;
+mod format;
 mod health;
 mod http;
 mod ops;

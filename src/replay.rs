@@ -43,7 +43,7 @@ use self::{
     state::Scene,
     tape::{Draught, Tape, Until},
 };
-use crate::{reach::Reached, run::say, settings::Settings, up::note};
+use crate::{format::Format, reach::Reached, run::say, settings::Settings, up::note};
 
 /// What replay accepts.
 pub(crate) fn command() -> Command {
@@ -72,11 +72,7 @@ pub(crate) fn command() -> Command {
             "SPEED",
             "1x, 10x, … or max [default: max; with --into and --serve 1x]",
         ))
-        .arg(
-            value("format", "FORMAT", "For people, or JSON lines (docs/DEBUGGING.md)")
-                .value_parser(["pretty", "json"])
-                .default_value("pretty"),
-        )
+        .arg(Format::arg("For people, or JSON lines (docs/DEBUGGING.md)"))
         .arg(flag("follow", "Go on with what is appended, until Ctrl-C").conflicts_with("to"))
         .arg(flag("wide", "With --user: look through everybody's messages, too").requires("user"))
         .arg(
@@ -135,13 +131,6 @@ enum Whom {
     Room(AppId, RoomId),
     User(AppId, UserId),
     Everything(Option<AppId>),
-}
-
-/// What is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Pretty,
-    Json,
 }
 
 /// The command line, read.
@@ -207,7 +196,7 @@ impl Asked {
             from,
             to,
             speed,
-            format: if given("format") == Some("json") { Format::Json } else { Format::Pretty },
+            format: Format::asked(arguments),
             patience: if follow { Patience::Live } else { Patience::Whole },
             wide: arguments.get_flag("wide"),
             state: arguments.get_flag("state"),

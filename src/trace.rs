@@ -17,14 +17,7 @@ use serde_json::json;
 
 use self::life::Life;
 pub(crate) use self::print::{moment, plural};
-use crate::{reach::Reached, run::say, settings::Settings};
-
-/// How the answer is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Pretty,
-    Json,
-}
+use crate::{format::Format, reach::Reached, run::say, settings::Settings};
 
 /// `qiyu trace` on the command line.
 pub(crate) fn command() -> Command {
@@ -38,25 +31,16 @@ pub(crate) fn command() -> Command {
         .value_name("USERID")
         .help("Say in one sentence whether this user got it, and if not why not")
         .value_parser(|text: &str| text.parse::<UserId>());
-    let format = Arg::new("format")
-        .long("format")
-        .value_name("FORMAT")
-        .help("pretty or json")
-        .default_value("pretty")
-        .value_parser(["pretty", "json"]);
     Command::new("trace")
         .about("Tell a message's life from the record: accepted, handed over, acknowledged by whom")
-        .args([msg_id, user, format])
+        .args([msg_id, user, Format::arg("pretty or json")])
 }
 
 /// Tells what is known of the message named on the command line.
 pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
     let msg_id = *arguments.get_one::<MsgId>("msg-id").context("which message?")?;
     let user = arguments.get_one::<UserId>("user").copied();
-    let format = match arguments.get_one::<String>("format").map(String::as_str) {
-        Some("json") => Format::Json,
-        _ => Format::Pretty,
-    };
+    let format = Format::asked(arguments);
     let reached = Reached::reach(settings).await?;
     let life = Life::read(&reached.bus, msg_id, user).await;
     reached.leave().await;

@@ -26,6 +26,7 @@ use qiyu_nats::{AppId, Bus, Partition, RoomId};
 pub(crate) use self::watch::Watch;
 use self::{compare::Comparison, report::Report};
 use crate::{
+    format::Format,
     reach::Reached,
     run::say,
     settings::{self, Settings},
@@ -82,19 +83,13 @@ pub(crate) fn command() -> Command {
         .value_name("DURATION")
         .help("How long a message may be on its way before its outcome is missed [default: 60s]")
         .value_parser(|text: &str| settings::duration(text, Duration::ZERO..=GRACE_MAX));
-    let format = Arg::new("format")
-        .long("format")
-        .value_name("FORMAT")
-        .help("pretty or json")
-        .default_value("pretty")
-        .value_parser(["pretty", "json"]);
     Command::new("verify")
         .about("Compare everything derived from the log with the log")
         .after_help(
             "Ends with 0 when everything is what the log says, with 1 when something differs, \
              with 2 when something could not be checked.",
         )
-        .args([room, grace, format])
+        .args([room, grace, Format::arg("pretty or json")])
 }
 
 /// Verifies what the command line names, and says what came of it.
@@ -110,8 +105,10 @@ pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::
     let report = verify(&reached.bus, &scope).await;
     reached.leave().await;
     let report = report?;
-    let json = arguments.get_one::<String>("format").is_some_and(|format| format == "json");
-    say(&if json { serde_json::to_string(&report)? } else { report.pretty() });
+    say(&match Format::asked(arguments) {
+        Format::Json => serde_json::to_string(&report)?,
+        Format::Pretty => report.pretty(),
+    });
     Ok(match (report.differences.is_empty(), report.unchecked.is_empty()) {
         (false, _) => ExitCode::from(DIFFERS),
         (true, false) => ExitCode::from(UNCHECKED),
@@ -123,7 +120,7 @@ pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::
 async fn verify(bus: &Bus, scope: &Scope) -> anyhow::Result<Report> {
     let started = Instant::now();
     let mut comparison = Comparison::begin(bus, scope).await?;
-    comparison.settle(bus, scope).await?;
+    comparison.settle(bus).await?;
     let law = comparison.law(bus).await?;
     let mut report = comparison.report(bus).await?;
     report.add_law(law);

@@ -50,8 +50,7 @@ impl Translator {
     /// `entry` as if it happened at `now_ms`.
     pub(crate) fn translate(&mut self, entry: &LogEntry, now_ms: u64) -> Translated {
         let Ok(mut record) = entry.record() else { return Translated::Unknown };
-        let partition = entry.subject.split('.').nth(2).and_then(|text| text.parse().ok());
-        let Some(partition) = partition else { return Translated::Unknown };
+        let Some(partition) = entry.partition() else { return Translated::Unknown };
         let mut subject = entry.subject.clone();
         match &mut record.event {
             Event::Unknown => return Translated::Unknown,

@@ -11,7 +11,7 @@ use qiyu_nats::{
 
 use super::{
     after::millis,
-    life::{Because, Dispatch, HandedOver, Life, Reading, Settled, Way, What},
+    life::{Dispatch, HandedOver, Life, Reading, Settled, Way, What},
 };
 
 /// How long after it was handed over an envelope's outcome is looked for: while
@@ -88,21 +88,11 @@ fn is_settled(life: &Life, from_ms: u64, until_ms: u64) -> bool {
     dispatches.into_iter().all(|dispatch| {
         let ended = |settled: &Settled| {
             let apart = |s: &Settled| s.gateway == dispatch.to && s.outcome.via == Via::Lagging;
-            settled.gateway == dispatch.to
-                && answers(settled.outcome.via, dispatch.because)
+            settled.answers(dispatch)
                 && (settled.outcome.lagging == 0 || life.outcomes.iter().any(apart))
         };
         life.gone(&dispatch.to).is_some() || life.outcomes.iter().any(ended)
     })
-}
-
-/// Whether an outcome of this way can be that of an envelope sent for that reason.
-pub(super) fn answers(via: Via, because: Because) -> bool {
-    match because {
-        Because::Return { .. } => via == Via::Repeat,
-        Because::Late { .. } => via == Via::Late,
-        _ => matches!(via, Via::Envelope | Via::Log),
-    }
 }
 
 fn note(entry: LedgerEntry, life: &mut Life) {

@@ -6,7 +6,7 @@ use qiyu_nats::{
     AppId, Bus, ClientMsgId, ConnId, Incarnation, MsgId, Partition, RoomId, UserId,
     event::{Event, Record, Sender},
     id::WorkerId,
-    ledger::{Exception, How, Outcome},
+    ledger::{Exception, How, Outcome, Via},
     log::LogEntry,
     measure::MeasureEntry,
 };
@@ -154,6 +154,17 @@ pub(super) struct Settled {
 }
 
 impl Settled {
+    /// Whether it can be the outcome of this sending.
+    pub(super) fn answers(&self, dispatch: &Dispatch) -> bool {
+        let via = self.outcome.via;
+        self.gateway == dispatch.to
+            && match dispatch.because {
+                Because::Return { .. } => via == Via::Repeat,
+                Because::Late { .. } => via == Via::Late,
+                Because::Said | Because::Login { .. } => matches!(via, Via::Envelope | Via::Log),
+            }
+    }
+
     /// Connections that did not acknowledge and are not named.
     pub(super) fn unnamed(&self) -> u64 {
         let not = u64::from(self.outcome.given_up) + u64::from(self.outcome.left);
@@ -350,8 +361,7 @@ impl Life {
 }
 
 fn partition_of(entry: &LogEntry) -> anyhow::Result<Partition> {
-    let token = entry.subject.split('.').nth(2).unwrap_or_default();
-    token.parse().with_context(|| format!("find the partition of {}", entry.subject))
+    entry.partition().with_context(|| format!("find the partition of {}", entry.subject))
 }
 
 async fn absence(bus: &Bus, msg_id: MsgId) -> anyhow::Result<String> {

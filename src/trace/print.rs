@@ -5,10 +5,7 @@ use std::fmt::Write as _;
 use qiyu_nats::ledger::{How, Reason, Via};
 use time::{OffsetDateTime, macros::format_description};
 
-use super::{
-    ledger::answers,
-    life::{Because, Dispatch, Fate, Forgotten, Life, Settled, Way, What},
-};
+use super::life::{Because, Dispatch, Fate, Forgotten, Life, Settled, Way, What};
 
 /// Users named on one line; the JSON form has all.
 const NAMES_MAX: usize = 10;
@@ -254,10 +251,7 @@ fn again(dispatch: &Dispatch) -> Option<String> {
 }
 
 fn is_open(life: &Life, dispatch: &Dispatch) -> bool {
-    let ended = |settled: &Settled| {
-        settled.gateway == dispatch.to && answers(settled.outcome.via, dispatch.because)
-    };
-    life.gone(&dispatch.to).is_none() && !life.outcomes.iter().any(ended)
+    life.gone(&dispatch.to).is_none() && !life.outcomes.iter().any(|s| s.answers(dispatch))
 }
 
 #[cfg(test)]

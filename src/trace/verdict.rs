@@ -7,7 +7,6 @@ use qiyu_nats::{
 };
 
 use super::{
-    ledger::answers,
     life::{About, Because, Direction, Dispatch, Fate, Hearer, Life, Settled, Way, What},
     print::{moment, why_forgotten},
 };
@@ -178,9 +177,10 @@ fn absent(life: &Life, user: UserId) -> String {
         }
         None => sentence += "; as far as the log reaches they had never been",
     }
-    sentence += put_out(about);
+    let why = put_out(about);
+    sentence += why;
     let banned = measures.is_some_and(|entry| entry.is_banned(life.accepted_ms));
-    if banned && put_out(about) != BANNED {
+    if banned && why != BANNED {
         sentence += ", and were banned from it";
     }
     if let Some(step) = about.and_then(|about| about.after.as_ref()) {
@@ -280,12 +280,9 @@ fn end_of(
     if first && left.and_then(|left| left.heard).is_some_and(|heard| heard < life.msg_id) {
         return End::LeftBefore;
     }
-    let of = |wanted: &dyn Fn(Via) -> bool| {
-        let at_gateway = life.outcomes.iter().filter(|s| s.gateway == *gateway);
-        at_gateway.filter(|settled| wanted(settled.outcome.via)).collect::<Vec<&Settled>>()
-    };
-    let main = of(&|via| answers(via, dispatch.because));
-    let apart = of(&|via| first && via == Via::Lagging);
+    let main: Vec<&Settled> = life.outcomes.iter().filter(|s| s.answers(dispatch)).collect();
+    let is_apart = |s: &&Settled| first && s.gateway == *gateway && s.outcome.via == Via::Lagging;
+    let apart: Vec<&Settled> = life.outcomes.iter().filter(is_apart).collect();
     if let Some(end) = main.iter().chain(&apart).find_map(|s| excepted(s, connection)) {
         return end;
     }

@@ -84,7 +84,7 @@ impl Comparison {
     }
 
     /// Compares buckets and tables, until what differs is certain to.
-    pub(super) async fn settle(&mut self, bus: &Bus, scope: &Scope) -> anyhow::Result<()> {
+    pub(super) async fn settle(&mut self, bus: &Bus) -> anyhow::Result<()> {
         let mut suspects: Option<BTreeMap<Key, Pair>> = None;
         let mut senseless: Option<BTreeSet<(Projection, String)>> = None;
         for look in 0..LOOKS {
@@ -93,7 +93,7 @@ impl Comparison {
                 self.events += self.rebuilt.advance(bus, &mut Nobody).await?;
             }
             let mut unchecked = Unchecked::new();
-            let held = holdings(bus, scope, self.at_ms, &mut unchecked).await;
+            let held = holdings(bus, &self.scope, self.at_ms, &mut unchecked).await;
             let mut now = self.differences(&held);
             now.retain(|key, _| !unchecked.contains_key(&key.projection()));
             if let Some(before) = suspects {
@@ -104,7 +104,7 @@ impl Comparison {
                 now.extend(before.into_iter().filter(|(key, _)| unread(key)));
             }
             // Of a whole bucket it is not known whose it is.
-            let unread = match scope.room {
+            let unread = match self.scope.room {
                 None => held.senseless,
                 Some(_) => BTreeSet::new(),
             };

@@ -86,10 +86,10 @@ impl Witness for Watching {
     fn before(&mut self, _: Partition, _: &State, _: &LogEntry, _: &Record) {}
 
     fn after(&mut self, state: &State, entry: &LogEntry, _: &[Effect]) {
-        let token = entry.subject.split('.').nth(2).unwrap_or_default();
+        let partition = entry.partition();
         for track in &mut self.tracks {
             let beyond = 0 < track.pair.until && track.pair.until < entry.seq;
-            if beyond || track.key.partition().to_string() != token {
+            if beyond || Some(track.key.partition()) != partition {
                 continue;
             }
             let now = track.key.expected(state, self.at_ms);
