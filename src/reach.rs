@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use qiyu_nats::{
-    Bus, BusConfig, Secret, bus,
+    Bus, BusConfig, bus,
     server::{self, ChildServer, DataDir, Guard},
 };
+use qiyu_schema::Secret;
 use tokio::time::timeout;
 
 use crate::{settings::Settings, up::note};

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use qiyu_living::Rebuilt;
-use qiyu_nats::{Bus, BusConfig, Secret, bus, server};
+use qiyu_nats::{Bus, BusConfig, bus, server};
+use qiyu_schema::Secret;
 use tokio::time::timeout;
 
 use crate::{run::say, settings::Settings};

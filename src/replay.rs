@@ -26,7 +26,8 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use qiyu_nats::{AppId, Bus, RoomId, UserId, log::From, subject};
+use qiyu_nats::{Bus, log::From};
+use qiyu_schema::{AppId, RoomId, UserId, subject};
 use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 

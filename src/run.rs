@@ -18,10 +18,9 @@ use qiyu_api::Api;
 use qiyu_fanout::Fanout;
 use qiyu_gateway::{ContentConfig, Gateway};
 use qiyu_living::Living;
-use qiyu_nats::{
-    Bus, BusConfig, GatewayId, Profile, Secret, server, ticket::TicketKey, vitals::Vitals,
-};
+use qiyu_nats::{Bus, BusConfig, Profile, server, vitals::Vitals};
 use qiyu_presence::Reaper;
+use qiyu_schema::{GatewayId, Secret, ticket::TicketKey};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};

@@ -16,7 +16,8 @@ use std::{
 };
 
 use qiyu_gateway::{MultiDevice, Silence};
-use qiyu_nats::{AppId, GatewayId, Profile, Secret};
+use qiyu_nats::Profile;
+use qiyu_schema::{AppId, GatewayId, Secret};
 
 pub(crate) use self::{
     table::{SETTINGS, markdown},

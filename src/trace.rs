@@ -12,7 +12,7 @@ mod verdict;
 
 use anyhow::Context as _;
 use clap::{Arg, ArgMatches, Command};
-use qiyu_nats::{MsgId, UserId};
+use qiyu_schema::{MsgId, UserId};
 use serde_json::json;
 
 use self::life::Life;

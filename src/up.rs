@@ -8,9 +8,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use qiyu_nats::{
-    Secret, bus,
+    bus,
     server::{self, ChildServer, DataDir, Guard, NatsServer},
 };
+use qiyu_schema::Secret;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tokio_util::sync::CancellationToken;
 

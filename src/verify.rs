@@ -21,7 +21,8 @@ use std::{
 };
 
 use clap::{Arg, ArgMatches, Command};
-use qiyu_nats::{AppId, Bus, Partition, RoomId};
+use qiyu_nats::Bus;
+use qiyu_schema::{AppId, Partition, RoomId};
 
 pub(crate) use self::watch::Watch;
 use self::{compare::Comparison, report::Report};

@@ -13,7 +13,7 @@ use std::{
 /// Crates that meet in commands and events only.
 const SERVICES: [&str; 4] = ["api", "fanout", "gateway", "living"];
 /// What every service may build on.
-const GROUND: [&str; 2] = ["nats", "presence"];
+const GROUND: [&str; 3] = ["schema", "nats", "presence"];
 /// What is not the project's, whoever put it here.
 const NOT_OURS: [&str; 2] = ["target", "data"];
 const README_LINES_MAX: usize = 200;
@@ -22,8 +22,9 @@ const ARCHITECTURE_LINES_MAX: usize = 400;
 #[test]
 fn crates_import_only_what_lies_below_them() {
     let mut below: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    below.insert("nats", BTreeSet::new());
-    below.insert("presence", ["nats"].into());
+    below.insert("schema", BTreeSet::new());
+    below.insert("nats", ["schema"].into());
+    below.insert("presence", ["schema", "nats"].into());
     for service in SERVICES {
         below.insert(service, GROUND.into());
     }
@@ -42,7 +43,7 @@ fn crates_import_only_what_lies_below_them() {
 fn only_nats_speaks_nats() {
     // The examples are programs of integrators, who are no part of this.
     let ours = |path: &str| {
-        !["nats/", "examples/"].iter().any(|other| path.starts_with(other))
+        !["schema/", "nats/", "examples/"].iter().any(|other| path.starts_with(other))
             && path != "tests/architecture.rs"
     };
     let mut wrong = Vec::new();
@@ -68,30 +69,14 @@ fn only_nats_speaks_nats() {
 }
 
 #[test]
-fn the_pure_half_of_nats_needs_no_server() {
-    let index = read(&root().join("nats/src/lib.rs"));
-    let (_, halves) = index.split_once("// The pure half").unwrap();
-    let (pure, other) = halves.split_once("// The half that talks").unwrap();
-    let names = |half: &str| -> BTreeSet<String> {
-        let name = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
-        half.lines().filter_map(name).collect()
-    };
-    let (pure, other) = (names(pure), names(other));
-    let agreed = [
-        "codec", "command", "envelope", "event", "id", "ledger", "room", "secret", "subject",
-        "ticket",
-    ];
-    let gone: Vec<_> = agreed.iter().filter(|name| !pure.contains(**name)).collect();
-    assert!(gone.is_empty(), "no longer in the pure half: {gone:?}");
-    for name in pure {
-        let text = code(&read(&root().join(format!("nats/src/{name}.rs"))));
-        for word in ["tokio", "async_nats"] {
-            assert!(!has_word(&text, word), "nats/src/{name}.rs is pure and names {word}");
-        }
-        for module in &other {
-            let (one, many) = (format!("crate::{module}::"), format!(" {module}::"));
-            let imports = text.contains(&one) || text.contains(&many);
-            assert!(!imports, "nats/src/{name}.rs is pure and imports {module}");
+fn the_schema_needs_no_server_runtime_or_clock() {
+    let manifest = read(&root().join("schema/Cargo.toml"));
+    for (_, name) in dependencies(&manifest) {
+        assert!(!["tokio", "async-nats"].contains(&name), "schema/ depends on {name}");
+    }
+    for (path, text) in sources().iter().filter(|(path, _)| path.starts_with("schema/src/")) {
+        for word in ["tokio", "async_nats", "SystemTime", "Instant"] {
+            assert!(!has_word(&code(text), word), "{path} names {word}");
         }
     }
 }

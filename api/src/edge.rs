@@ -16,14 +16,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
-use qiyu_nats::{
-    AppId, Bus, Secret, UserId,
-    brake::Brakes,
+use qiyu_nats::{Bus, brake::Brakes, service::CommandError};
+use qiyu_presence::{Gateways, Sessions};
+use qiyu_schema::{
+    AppId, Secret, UserId,
     command::{Command, LIVING},
-    service::CommandError,
     ticket::TicketKey,
 };
-use qiyu_presence::{Gateways, Sessions};
 use tracing::{error, warn};
 
 use crate::{

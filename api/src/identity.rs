@@ -15,7 +15,7 @@ use jsonwebtoken::{
     Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse},
 };
-use qiyu_nats::{Secret, UserId};
+use qiyu_schema::{Secret, UserId};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 

@@ -1,6 +1,6 @@
 //! Messages as HTTP hands them out: the bodies a socket would have delivered.
 
-use qiyu_nats::{AppId, MsgId, UserId};
+use qiyu_schema::{AppId, MsgId, UserId};
 use serde::Serialize;
 use utoipa::ToSchema;
 

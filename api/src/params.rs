@@ -108,7 +108,7 @@ fn json_fields(body: &[u8]) -> Result<Vec<(String, String)>, serde_json::Error> 
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
-    use qiyu_nats::{RoomId, UserId};
+    use qiyu_schema::{RoomId, UserId};
 
     use super::*;
 

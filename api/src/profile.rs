@@ -2,7 +2,8 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use qiyu_nats::{UserId, now_ms};
+use qiyu_nats::now_ms;
+use qiyu_schema::UserId;
 use sqlx::{Any, AnyPool, QueryBuilder, Row, migrate::MigrateError};
 
 use crate::database::{self, Reach};

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use qiyu_nats::{
-    Bus, chain,
+use qiyu_nats::{Bus, chain, record::gather};
+use qiyu_schema::{
     ledger::{Page, ReadBatch},
-    record::gather,
     ticket::fresh_nonce,
 };
 use tokio::sync::mpsc;

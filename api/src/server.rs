@@ -19,10 +19,10 @@ use axum::{
     http::{HeaderMap, HeaderName, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use qiyu_nats::{
+use qiyu_nats::service::{Answering, CommandError, Refusal};
+use qiyu_schema::{
     Secret, UserId,
     command::{Command, LIVING},
-    service::{Answering, CommandError, Refusal},
 };
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use subtle::ConstantTimeEq;

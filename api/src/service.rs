@@ -4,10 +4,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use prometheus_client::registry::Registry;
-use qiyu_nats::{
-    AppId, Bus, Secret, brake::Brakes, bucket::BucketError, lag::Lags, ticket::TicketKey,
-};
+use qiyu_nats::{Bus, brake::Brakes, bucket::BucketError, lag::Lags};
 use qiyu_presence::{Gateways, Sessions};
+use qiyu_schema::{AppId, Secret, ticket::TicketKey};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{

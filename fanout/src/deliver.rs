@@ -13,14 +13,12 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use parking_lot::Mutex;
-use qiyu_nats::{
-    AppId, Bus, ConnId, Incarnation, MsgId, Partition, RoomId, UserId, chain, codec,
+use qiyu_nats::{Bus, chain, outbox::HandoverError, stream::OUTBOX_AGE_MAX, trail::Trail};
+use qiyu_schema::{
+    AppId, ConnId, Incarnation, MsgId, Partition, RoomId, UserId, codec,
     envelope::{DirectTarget, Envelope},
     event::Event,
     ledger::{Handover, How},
-    outbox::HandoverError,
-    stream::OUTBOX_AGE_MAX,
-    trail::Trail,
 };
 use tokio::time::Instant;
 use tracing::{debug, error, warn};

@@ -23,7 +23,7 @@ mod partition;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use qiyu_nats::{
+use qiyu_schema::{
     AppId, ConnId, GatewayId, Incarnation, MsgId, RoomId, UserId,
     envelope::Envelope,
     event::{Event, Record},
@@ -271,8 +271,8 @@ mod tests {
         log.writes(1);
         log.writes(5);
         log.fold.take_stirred();
-        let bytes = qiyu_nats::codec::encode(&log.fold).unwrap();
-        assert_eq!(qiyu_nats::codec::decode::<Fold>(&bytes).unwrap(), log.fold);
+        let bytes = qiyu_schema::codec::encode(&log.fold).unwrap();
+        assert_eq!(qiyu_schema::codec::decode::<Fold>(&bytes).unwrap(), log.fold);
     }
 
     #[test]

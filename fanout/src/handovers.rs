@@ -2,12 +2,8 @@
 
 use std::time::Duration;
 
-use qiyu_nats::{
-    Bus, chain,
-    ledger::{Handover, HandoverBatch},
-    position::Claim,
-    record::gather,
-};
+use qiyu_nats::{Bus, chain, position::Claim, record::gather};
+use qiyu_schema::ledger::{Handover, HandoverBatch};
 use tokio::sync::mpsc;
 use tracing::warn;
 

@@ -13,7 +13,8 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use qiyu_nats::{AppId, RoomId, vitals::HotRoom};
+use qiyu_nats::vitals::HotRoom;
+use qiyu_schema::{AppId, RoomId};
 use tokio::time::Instant;
 
 /// Rooms counted at once. A room over a 64th of all that is said is certain to be seen.

@@ -7,7 +7,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use qiyu_nats::Partition;
+use qiyu_schema::Partition;
 
 /// Every metric of this crate.
 #[derive(Clone, Debug, Default)]

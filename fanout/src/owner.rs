@@ -9,20 +9,23 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use qiyu_nats::{
-    AppId, Bus, Partition, RoomId,
+    Bus,
     bucket::BucketError,
     chain,
-    codec::{self, DecodeError},
-    command::{CloseAbandoned, LIVING, ListMembers, ListWaiting, Members},
-    event::Event,
     lease::Lease,
-    ledger::{Handover, How},
     log::{Dead, LogEntry, LogReader, ReadError},
     position::{self, Claim, Position},
     service::Answering,
     stream::BucketName,
-    subject,
     trail::Trail,
+};
+use qiyu_schema::{
+    AppId, Partition, RoomId,
+    codec::{self, DecodeError},
+    command::{CloseAbandoned, LIVING, ListMembers, ListWaiting, Members},
+    event::Event,
+    ledger::{Handover, How},
+    subject,
 };
 use tokio::{
     sync::Mutex,

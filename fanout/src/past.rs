@@ -2,11 +2,11 @@
 //! snapshot before it, and the events between.
 
 use qiyu_nats::{
-    AppId, Bus, Partition,
+    Bus,
     bucket::BucketError,
     log::{From, ReadError},
-    subject,
 };
+use qiyu_schema::{AppId, Partition, subject};
 
 use crate::{
     fold::Fold,

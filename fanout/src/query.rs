@@ -1,11 +1,11 @@
 //! Questions to the owner of a partition, answered from its fold.
 
-use qiyu_nats::{
+use qiyu_nats::service::{Answering, Refusal};
+use qiyu_schema::{
     AppId, ClientMsgId, MsgId, Partition, UserId,
     command::{
         FindSent, FoldSurvey, Kept, ListMembers, ListWaiting, Members, SurveyFold, Waiting, fold_of,
     },
-    service::{Answering, Refusal},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;

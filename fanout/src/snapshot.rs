@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use qiyu_nats::{
-    Bus, Partition, bucket::BucketError, chain, codec, log::ReadError, stream::BucketName,
-};
+use qiyu_nats::{Bus, bucket::BucketError, chain, log::ReadError, stream::BucketName};
+use qiyu_schema::{Partition, codec};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 

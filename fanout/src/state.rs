@@ -1,6 +1,6 @@
 //! A room as a fold knows it, for people and tools to look at.
 
-use qiyu_nats::{ConnId, Incarnation, MsgId, UserId, measure::MeasureEntry, room::RoomCounts};
+use qiyu_schema::{ConnId, Incarnation, MsgId, UserId, measure::MeasureEntry, room::RoomCounts};
 
 /// Everything a fold knows of one room that somebody may ask about.
 #[derive(Clone, Debug, PartialEq)]

@@ -6,12 +6,15 @@
 use std::collections::{HashMap, HashSet};
 
 use qiyu_nats::{
-    AppId, Bus, Incarnation, RoomId,
+    Bus,
     bucket::Bucket,
-    chain, codec,
+    chain,
     notice::{self, Notice},
-    room::{self, RoomCounts},
     stream::BucketName,
+};
+use qiyu_schema::{
+    AppId, Incarnation, RoomId, codec,
+    room::{self, RoomCounts},
 };
 use tracing::debug;
 

@@ -8,15 +8,15 @@ use std::{
 use futures_util::{StreamExt, stream};
 use prometheus_client::registry::Registry;
 use qiyu_nats::{
-    Bus, Partition,
+    Bus,
     bucket::{BucketError, Mirror},
-    chain, codec,
-    id::WorkerId,
+    chain,
     lease::{Lease, LeaseError, LeaseTerms, Wanted},
     position::Claim,
     stream::BucketName,
     vitals::FanoutVitals,
 };
+use qiyu_schema::{Partition, codec, id::WorkerId};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -96,7 +96,7 @@ impl Fanout {
     ) -> Result<Self, StartError> {
         let metrics = Metrics::register(registry);
         let tasks = TaskTracker::new();
-        let nonce = qiyu_nats::ticket::fresh_nonce();
+        let nonce = qiyu_schema::ticket::fresh_nonce();
         let id: WorkerId = format!("w-{nonce:032x}").parse().expect("hex digits make a name");
         let claim = Claim { worker: id.clone(), epoch: qiyu_nats::now_ms() };
         let value = codec::encode(&claim).expect("plain data encodes");

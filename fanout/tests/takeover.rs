@@ -10,12 +10,15 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use prometheus_client::registry::Registry;
 use qiyu_fanout::{Config, Fanout};
 use qiyu_nats::{
-    AppId, Bus, BusConfig, Incarnation, Partition, Profile, RoomId, UserId,
+    Bus, BusConfig, Profile,
     bucket::Slot,
-    event::{Event, Record, Sender},
     log::{APPEND_DEADLINE, Condition},
     server::{ChildServer, Guard, find},
     stream::BucketName,
+};
+use qiyu_schema::{
+    AppId, Incarnation, Partition, RoomId, UserId,
+    event::{Event, Record, Sender},
     subject::{self, RoomKind},
 };
 use tokio::time::sleep;
@@ -106,14 +109,14 @@ async fn fill(bus: &Bus, events: u64) -> u64 {
         let sender = Sender {
             user: UserId::try_from(100_000 + number % PEOPLE).ok(),
             gateway: Some(gateway.clone()),
-            connection: Some(qiyu_nats::ConnId(std::num::NonZeroU64::MIN)),
+            connection: Some(qiyu_schema::ConnId(std::num::NonZeroU64::MIN)),
             client_msg_id: Some(name.parse().unwrap()),
         };
         let data = format!(r#"{{"roomId":{room},"type":1,"content":"message {number}"}}"#);
         let event = Event::RoomMessageSent { app: app(), room, sender, biz_code: 5555, data };
         async move {
             let subject = subject::room(app(), room, RoomKind::Msg);
-            let (record, any) = (Record::now(event), Condition::Any);
+            let (record, any) = (Record::at(qiyu_nats::now_ms(), event), Condition::Any);
             let appended = bus.append(subject, &record, &name, any, APPEND_DEADLINE).await?;
             Ok::<_, qiyu_nats::log::AppendError>(appended.msg_id.seq())
         }

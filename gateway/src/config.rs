@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use qiyu_nats::{AppId, GatewayId, ticket::TicketKey};
+use qiyu_schema::{AppId, GatewayId, ticket::TicketKey};
 
-use crate::content::ContentConfig;
+use crate::send::content::ContentConfig;
 
 /// Settings of a gateway; defaults are in the root package's settings table.
 #[derive(Clone, Debug)]

@@ -4,12 +4,15 @@
 //! Here is what the task is told, by whom, and which part answers: begin with
 //! `rooms` (a message comes) and `members` (whom it is for).
 
-mod clock;
+pub(crate) mod connection;
 mod connections;
 mod direct;
 mod gaps;
-mod hand_on;
+pub(crate) mod in_flight;
 mod members;
+pub(crate) mod outcomes;
+mod reassign;
+mod retry;
 mod rooms;
 
 use std::{
@@ -19,12 +22,13 @@ use std::{
 };
 
 use qiyu_nats::{
-    AppId, Bus, ConnId, Incarnation, MsgId, RoomId, chain,
-    envelope::Envelope,
-    event::MemberChange,
+    Bus, chain,
     log::LogEntry,
     notice::Notices,
     outbox::{Delivery, Outbox, OutboxError},
+};
+use qiyu_schema::{
+    AppId, ConnId, Incarnation, MsgId, RoomId, envelope::Envelope, event::MemberChange,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -35,14 +39,14 @@ use tracing::warn;
 
 pub(crate) use self::gaps::room_filters;
 use self::{
-    clock::{From, Place},
     direct::DirectLine,
     gaps::COMPARE_AFTER,
+    retry::{From, Place},
     rooms::{Room, Waiting, What},
 };
 use crate::{
-    connection::Connection,
-    entry::{Desk, Entry, Sample, Terms},
+    delivery::connection::Connection,
+    delivery::in_flight::{Desk, Entry, Sample, Terms},
     frame::Message,
 };
 

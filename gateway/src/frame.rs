@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::OnceLock};
 
 use bytes::{BufMut, BytesMut};
-use qiyu_nats::{AppId, ClientMsgId, MsgId, UserId};
+use qiyu_schema::{AppId, ClientMsgId, MsgId, UserId};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::value::RawValue;
 

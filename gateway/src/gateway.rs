@@ -12,16 +12,18 @@ use qiyu_nats::{
     Bus,
     bucket::BucketError,
     chain,
-    command::{EndRoom, ReplaceSession},
-    event::Ending,
     lag::Lags,
     outbox::{Backlog, OutboxError},
     service::Refusal,
     stream::BucketName,
-    subject,
     vitals::GatewayVitals,
 };
 use qiyu_presence::{BeginError, Gateways, Life, Policy, Sessions};
+use qiyu_schema::{
+    command::{EndRoom, ReplaceSession},
+    event::Ending,
+    subject,
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
@@ -32,17 +34,18 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     config::Config,
-    connection::Close,
-    content::{Content, ContentError},
+    delivery::connection::Close,
+    delivery::in_flight::{Desk, Terms},
+    delivery::outcomes,
     delivery::{DeliveryTask, Dispatcher, ORDERS_MAX, Order},
-    entry::{Desk, Terms},
     frame::Wire,
-    ledger, listen,
-    measures::{self, Measures},
-    membership::Membership,
     metrics::Metrics,
-    rates::Limits,
-    serving::{Parts, Serving},
+    rate_limit::Limits,
+    send::content::{Content, ContentError},
+    send::sanctions::{self, Measures},
+    session::membership::Membership,
+    session::registry::{Parts, Serving},
+    wire::listen,
 };
 
 /// How long a life that is not renewed keeps its sockets: longer than any
@@ -396,7 +399,7 @@ impl LifeSpan {
             lost.send(()).ok(); // nobody waits when the life is over anyway
         });
         let (bus_, metrics, stop) = (bus.clone(), shared.metrics.clone(), over.clone());
-        let recording = ledger::record_settled(bus_, gateway.clone(), to_record, metrics, stop);
+        let recording = outcomes::record_settled(bus_, gateway.clone(), to_record, metrics, stop);
         let alarm = over.clone();
         tasks.spawn(async move {
             let _alarm = alarm.drop_guard(); // nothing is acknowledged any more: this life is over
@@ -404,7 +407,7 @@ impl LifeSpan {
         });
         answer_commands(&serving, &tasks, over.clone()).await.map_err(listen)?;
         let lags = bus.lags().await.map_err(|error| listen(error.into()))?;
-        tasks.spawn(measures::heed(Arc::clone(&serving), over.clone()));
+        tasks.spawn(sanctions::heed(Arc::clone(&serving), over.clone()));
         tasks.spawn(heed_brakes(Arc::clone(&serving), lags, over.clone()));
         tasks.spawn(keep_house(Arc::clone(&serving), over.clone()));
         *shared.current.write() = Some(Arc::clone(&serving));

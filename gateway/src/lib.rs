@@ -18,28 +18,17 @@
 //! Locks: a connection's queue is taken alone or before an entry's slow path,
 //! never the other way round.
 
-mod chat;
 mod config;
-mod connection;
-mod content;
 mod delivery;
-mod entry;
 mod frame;
 mod gateway;
-mod ledger;
-mod listen;
-mod login;
-mod measures;
-mod membership;
 mod metrics;
-mod rates;
-mod resume;
-mod serving;
-pub mod show;
-mod socket;
-mod speak;
-mod upgrade;
+mod rate_limit;
+mod send;
+mod session;
+mod wire;
 
 pub use config::{Config, MultiDevice};
-pub use content::{ContentConfig, ContentError, Silence};
 pub use gateway::{Gateway, StartError};
+pub use send::content::{ContentConfig, ContentError, Silence};
+pub use wire::playback;

@@ -7,7 +7,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use qiyu_nats::event::Ending;
+use qiyu_schema::event::Ending;
 
 use crate::frame::Reason;
 

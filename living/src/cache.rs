@@ -10,7 +10,7 @@
 //!   what it holds is as true as the database. When it is away, slow or empty,
 //!   the database is read as if it were not configured.
 
-use qiyu_nats::{AppId, RoomId, Secret};
+use qiyu_schema::{AppId, RoomId, Secret};
 
 use crate::{
     list::Listed,

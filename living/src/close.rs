@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use qiyu_nats::{
+    log::{AppendError, Condition},
+    service::Refusal,
+};
+use qiyu_schema::{
     AppId, RoomId, UserId,
     command::{CloseAbandoned, CloseRoom, EndRoom},
     event::{Event, Record},
-    log::{AppendError, Condition},
-    service::Refusal,
     subject::{self, RoomKind},
     ticket::fresh_nonce,
 };
@@ -87,7 +89,8 @@ async fn end(
     // As last told, at most a second ago; in the event, so that every record says the same.
     let counts = rooms.counts(app, room);
     let (peak, good_num) = (counts.peak, Some(counts.good_num));
-    let record = Record::now(Event::RoomClosed { app, room, by, peak, good_num });
+    let record =
+        Record::at(qiyu_nats::now_ms(), Event::RoomClosed { app, room, by, peak, good_num });
     let subject = subject::room(app, room, RoomKind::Closed);
     // A key of this call alone: with a shared one every parallel closer would
     // be told that its closing is stored, as a repeat.

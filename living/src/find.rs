@@ -1,9 +1,9 @@
 //! Looking one open room up.
 
-use qiyu_nats::{
+use qiyu_nats::service::Refusal;
+use qiyu_schema::{
     RoomId,
     command::{FindRoom, RoomView},
-    service::Refusal,
 };
 use tracing::{debug, warn};
 

@@ -12,10 +12,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use qiyu_nats::{
+use qiyu_nats::service::Refusal;
+use qiyu_schema::{
     AppId, RoomId,
     command::{ListRooms, RoomPage},
-    service::Refusal,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -196,7 +196,7 @@ fn apply(lists: &mut Listed, change: &Change) {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::MsgId;
+    use qiyu_schema::MsgId;
 
     use super::*;
 

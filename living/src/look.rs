@@ -1,7 +1,8 @@
 //! The tables about rooms as they are, for whoever compares them with the log.
 //! Nothing is made, migrated or written.
 
-use qiyu_nats::{AppId, MsgId, RoomId, UserId, bus};
+use qiyu_nats::bus;
+use qiyu_schema::{AppId, MsgId, RoomId, UserId};
 use sqlx::{AnyPool, Row, any::AnyPoolOptions, any::AnyRow};
 
 use crate::store::StoreError;

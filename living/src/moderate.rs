@@ -4,15 +4,17 @@
 use std::time::Duration;
 
 use qiyu_nats::{
-    AppId, MsgId, RoomId, UserId,
     bucket::BucketError,
+    log::{AppendError, Condition},
+    now_ms,
+    service::Refusal,
+};
+use qiyu_schema::{
+    AppId, MsgId, RoomId, UserId,
     codec::{self, EncodeError},
     command::{InForce, ListMeasures, Measures, Moderate, Pardon},
     event::{Event, Record},
-    log::{AppendError, Condition},
     measure::{self, Measure, MeasureEntry, Taken},
-    now_ms,
-    service::Refusal,
     subject::{self, RoomKind},
     ticket::fresh_nonce,
 };
@@ -213,7 +215,7 @@ async fn append(
         Some(room) => subject::room(app, room, RoomKind::Measures),
         None => subject::user_measures(app, user),
     };
-    let record = Record::now(event);
+    let record = Record::at(qiyu_nats::now_ms(), event);
     let key = format!("measure:{:032x}", fresh_nonce());
     let stored = rooms.bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE).await;
     let stored = stored.map_err(|source| ModerateError::Append { user, source })?;

@@ -9,14 +9,16 @@
 use std::time::{Duration, Instant};
 
 use qiyu_nats::{
-    AppId, RoomId,
     bucket::BucketError,
-    codec::{self, EncodeError},
-    command::OpenRoom,
-    event::{Event, Record},
     log::{AppendError, Condition},
     now_ms,
     service::{COMMAND_TIMEOUT, Refusal},
+};
+use qiyu_schema::{
+    AppId, RoomId,
+    codec::{self, EncodeError},
+    command::OpenRoom,
+    event::{Event, Record},
     subject::{self, RoomKind},
 };
 use tracing::{error, info, warn};
@@ -127,14 +129,17 @@ async fn claim_and_open(
         Err(BucketError::Changed { .. }) => return Ok(None),
         Err(error) => return Err(claim_failed(error)),
     };
-    let record = Record::now(Event::RoomOpened {
-        app: asked.app,
-        room: id,
-        anchor: asked.anchor,
-        room_type: asked.room_type,
-        name: asked.name.clone().unwrap_or_else(|| default_name(asked)),
-        cover: asked.cover.clone(),
-    });
+    let record = Record::at(
+        qiyu_nats::now_ms(),
+        Event::RoomOpened {
+            app: asked.app,
+            room: id,
+            anchor: asked.anchor,
+            room_type: asked.room_type,
+            name: asked.name.clone().unwrap_or_else(|| default_name(asked)),
+            cover: asked.cover.clone(),
+        },
+    );
     let subject = subject::room(asked.app, id, RoomKind::Opened);
     let dedup = format!("opened:{}.{id}", asked.app);
     let stored = rooms.bus.append(subject, &record, &dedup, Condition::First, APPEND_DEADLINE);
@@ -204,7 +209,10 @@ async fn give_back(rooms: &Rooms, key: &str, revision: u64) {
 
 /// Closes a room that should not have opened. The replay clears up behind it.
 async fn undo(rooms: &Rooms, app: AppId, room: RoomId) -> Result<(), OpenError> {
-    let record = Record::now(Event::RoomClosed { app, room, by: None, peak: None, good_num: None });
+    let record = Record::at(
+        qiyu_nats::now_ms(),
+        Event::RoomClosed { app, room, by: None, peak: None, good_num: None },
+    );
     let subject = subject::room(app, room, RoomKind::Closed);
     let key = format!("undone:{app}.{room}");
     match rooms.bus.append(subject, &record, &key, Condition::First, APPEND_DEADLINE).await {

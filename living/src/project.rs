@@ -12,16 +12,19 @@
 use std::time::Duration;
 
 use qiyu_nats::{
-    AppId, Bus, MsgId, RoomId, UserId,
+    Bus,
     bucket::{Bucket, BucketError, Mirror},
-    codec::{self, EncodeError},
-    event::{Event, Record},
     log::{LogEntry, ReadError},
-    measure::Taken,
-    room::{self, RoomCounts, RoomEntry},
     service::Refusal,
 };
 use qiyu_presence::Gateways;
+use qiyu_schema::{
+    AppId, MsgId, RoomId, UserId,
+    codec::{self, EncodeError},
+    event::{Event, Record},
+    measure::Taken,
+    room::{self, RoomCounts, RoomEntry},
+};
 use tracing::warn;
 
 use crate::{

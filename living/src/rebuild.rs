@@ -11,11 +11,10 @@
 //! comes from the bucket `rooms`, and a row of a room that neither knows to be
 //! open becomes a record without an end.
 
-use qiyu_nats::{
-    AppId, Bus, RoomId, Secret,
-    bucket::BucketError,
+use qiyu_nats::{Bus, bucket::BucketError, log::ReadError};
+use qiyu_schema::{
+    AppId, RoomId, Secret,
     event::Event,
-    log::ReadError,
     subject::{self, RoomKind},
 };
 use tracing::warn;

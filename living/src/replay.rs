@@ -7,10 +7,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use qiyu_nats::{
+use qiyu_nats::log::{Dead, LogEntry, LogReader, ReadError};
+use qiyu_schema::{
     codec::DecodeError,
     event::Event,
-    log::{Dead, LogEntry, LogReader, ReadError},
     subject::{self, RoomKind},
 };
 use tokio_util::sync::CancellationToken;

@@ -1,10 +1,10 @@
 //! An open room, as this crate holds it, and the claim behind it.
 
-use qiyu_nats::{
+use qiyu_nats::log::LogEntry;
+use qiyu_schema::{
     AppId, MsgId, RoomId, UserId,
     command::RoomView,
     event::{Event, Record},
-    log::LogEntry,
     room::{RoomCounts, RoomEntry},
 };
 use serde::{Deserialize, Serialize};

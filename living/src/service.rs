@@ -3,17 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use qiyu_nats::{
-    AppId, Bus, Secret,
-    bucket::BucketError,
+use qiyu_nats::{Bus, bucket::BucketError, service::Refusal, stream::BucketName};
+use qiyu_presence::Gateways;
+use qiyu_schema::{
+    AppId, Secret,
     command::{
         CloseAbandoned, CloseRoom, FindRoom, LIVING, ListMeasures, ListRooms, Moderate, OpenRoom,
         Pardon,
     },
-    service::Refusal,
-    stream::BucketName,
 };
-use qiyu_presence::Gateways;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 

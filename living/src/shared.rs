@@ -24,7 +24,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use qiyu_nats::{AppId, MsgId, RoomId, UserId, ticket::fresh_nonce};
+use qiyu_schema::{AppId, MsgId, RoomId, UserId, ticket::fresh_nonce};
 use redis::{
     Client, Cmd, FromRedisValue, RedisError, Value,
     aio::{ConnectionManager, ConnectionManagerConfig},

@@ -1,12 +1,14 @@
 //! Whether a room is open: the log decides, the bucket `rooms` remembers.
 
 use qiyu_nats::{
-    AppId, Bus, RoomId,
+    Bus,
     bucket::{Bucket, BucketError, Slot},
-    codec,
     log::LogEntry,
-    room::{self, RoomEntry},
     stream::BucketName,
+};
+use qiyu_schema::{
+    AppId, RoomId, codec,
+    room::{self, RoomEntry},
     subject::{self, RoomKind},
 };
 use tracing::error;

@@ -8,7 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use qiyu_nats::{AppId, MsgId, RoomId};
+use qiyu_schema::{AppId, MsgId, RoomId};
 use sqlx::{AnyConnection, AnyPool, Row, any::AnyRow, migrate::MigrateError};
 
 use crate::{

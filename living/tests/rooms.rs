@@ -7,19 +7,21 @@ use futures_util::future::join_all;
 use prometheus_client::registry::Registry;
 use qiyu_living::{Config, Living};
 use qiyu_nats::{
-    AppId, Bus, BusConfig, Profile, RoomId, UserId,
+    Bus, BusConfig, Profile,
     bucket::Slot,
-    codec,
+    log::Condition,
+    server::{ChildServer, Guard, find},
+    service::{CommandError, Refusal},
+    stream::BucketName,
+};
+use qiyu_schema::{
+    AppId, RoomId, UserId, codec,
     command::{
         CloseRoom, FindRoom, LIVING, ListMeasures, ListRooms, Moderate, OpenRoom, Pardon, RoomPage,
     },
     event::{Event, Record},
-    log::Condition,
     measure::{self, Measure, MeasureEntry},
     room::{self, RoomEntry},
-    server::{ChildServer, Guard, find},
-    service::{CommandError, Refusal},
-    stream::BucketName,
     subject::{self, RoomKind},
 };
 use tokio_util::sync::CancellationToken;
@@ -190,7 +192,8 @@ async fn the_log_heals_what_a_crash_left_undone() {
     let anchor = user(10_086);
     let append = async |event: Event, room: RoomId, kind: RoomKind| {
         let subject = subject::room(app(), room, kind);
-        let (key, record) = (format!("test:{kind:?}:{room}"), Record::now(event));
+        let (key, record) =
+            (format!("test:{kind:?}:{room}"), Record::at(qiyu_nats::now_ms(), event));
         let stored = stack.bus.append(subject, &record, &key, Condition::First, PATIENCE);
         stored.await.unwrap();
     };
@@ -329,7 +332,8 @@ async fn measures_are_what_the_log_says() {
     let stack = Stack::start().await;
     let loud = user(10_088);
     let append = async |event: Event, key: &str| {
-        let (subject, record) = (subject::user_measures(app(), loud), Record::now(event));
+        let (subject, record) =
+            (subject::user_measures(app(), loud), Record::at(qiyu_nats::now_ms(), event));
         let stored = stack.bus.append(subject, &record, key, Condition::Any, PATIENCE);
         stored.await.unwrap();
     };

@@ -8,10 +8,13 @@ use futures_util::future::join_all;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use qiyu_living::{Config, Living, rebuild};
 use qiyu_nats::{
-    AppId, Bus, BusConfig, Profile, RoomId, Secret, UserId,
-    command::{CloseRoom, FindRoom, LIVING, ListRooms, OpenRoom, RoomPage, RoomView},
+    Bus, BusConfig, Profile,
     server::{ChildServer, Guard, find},
     service::CommandError,
+};
+use qiyu_schema::{
+    AppId, RoomId, Secret, UserId,
+    command::{CloseRoom, FindRoom, LIVING, ListRooms, OpenRoom, RoomPage, RoomView},
 };
 use sqlx::{AnyConnection, Connection, Row, any::AnyRow};
 use tokio_util::sync::CancellationToken;

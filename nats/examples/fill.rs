@@ -6,9 +6,12 @@ use std::{num::NonZeroU64, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use qiyu_nats::{
-    AppId, Bus, BusConfig, ConnId, Incarnation, Profile, RoomId, Secret, UserId,
-    event::{Event, MemberChange, Record, Sender},
+    Bus, BusConfig, Profile,
     log::{APPEND_DEADLINE, Condition},
+};
+use qiyu_schema::{
+    AppId, ConnId, Incarnation, RoomId, Secret, UserId,
+    event::{Event, MemberChange, Record, Sender},
     subject::{self, RoomKind},
 };
 
@@ -57,7 +60,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                 (RoomKind::Msg, Event::RoomMessageSent { app, room, sender, biz_code: 5555, data })
             };
             let (subject, key) = (subject::room(app, room, kind), format!("fill:{gateway}:{n}"));
-            let record = Record::now(event);
+            let record = Record::at(qiyu_nats::now_ms(), event);
             bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE).await?;
             Ok::<(), Box<dyn std::error::Error>>(())
         }

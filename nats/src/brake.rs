@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::id::Partition;
+use qiyu_schema::id::Partition;
 
 /// From here on a partition takes nothing more.
 const ON_AT: Duration = Duration::from_secs(2);

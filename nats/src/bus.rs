@@ -25,13 +25,11 @@ use tracing::{debug, info, warn};
 use crate::{
     bucket::Bucket,
     chain,
-    id::Incarnation,
     metrics::{ConnectionLabel, Metrics, Purpose},
     notice::Notices,
-    secret::Secret,
     stream::{self, BucketName, ProvisionError},
-    subject,
 };
+use qiyu_schema::{id::Incarnation, secret::Secret, subject};
 
 /// What survives what; see ARCHITECTURE.md, "What is promised".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     bus::Bus,
-    id::{AppId, MsgId, Partition, UserId},
     log::{APPEND_DEADLINE, AppendError, Condition, encoded},
+};
+use qiyu_schema::{
+    id::{AppId, MsgId, Partition, UserId},
     subject,
 };
 

@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use crate::{
     bus::{Bus, PUBLISH_TIMEOUT},
-    codec,
-    id::{AppId, MsgId, UserId},
     log::{APPEND_DEADLINE, AppendError, Condition, Extent, From, ReadError, encoded},
     pull::Pulling,
-    stream, subject,
+    stream,
 };
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use qiyu_schema::{
+    codec,
+    id::{AppId, MsgId, UserId},
+    subject,
+};
 
-pub use crate::command::Kept;
+pub use qiyu_schema::command::Kept;
 
 /// An open reading of all inboxes.
 pub struct InboxReader(Extent);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use crate::{bus::Bus, codec, id::Partition};
+use crate::bus::Bus;
+use qiyu_schema::{codec, id::Partition};
 
 /// Every partition's reports.
 const ALL: &str = "im.lag.*";

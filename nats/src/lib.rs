@@ -1,35 +1,22 @@
-//! The shared language of qiyu, and the only crate that speaks NATS.
+//! The driver of NATS, and the only crate that names async-nats.
 //!
-//! **Owns** ids, events, envelopes, commands and their encoding; the names and
-//! settings of every stream and bucket; leases; the loops that read the log
-//! and the per-gateway queues; starting a local nats-server.
+//! **Owns** the names and settings of every stream and bucket; leases; the
+//! loops that read the log and the per-gateway queues; starting a local
+//! nats-server.
 //!
-//! **Never** decides who hears a message, never sees a client's frame.
+//! **Never** decides which connections receive a message, never sees a client's
+//! frame.
 //!
-//! **Reads and writes** NATS on behalf of whoever calls; each stream's and
-//! bucket's one writer is named in [`stream`].
+//! **Reads and writes** NATS on behalf of its caller; [`stream`] names the one
+//! writer of each stream and bucket.
 //!
-//! **Start at** [`event`] (what can happen), then [`subject`] (where it is
-//! written), then [`log`] (how it is stored and read).
+//! **Start at** [`bus`] (the connections), then [`log`] (append and read), then
+//! [`outbox`] (the queue of one gateway).
 
-// The pure half: no tokio, no clock, no I/O.
-mod chain;
-pub mod codec;
-pub mod command;
-pub mod envelope;
-pub mod event;
-pub mod id;
-pub mod ledger;
-pub mod measure;
-pub mod room;
-pub mod secret;
-pub mod subject;
-pub mod ticket;
-
-// The half that talks to a server.
 pub mod brake;
 pub mod bucket;
 pub mod bus;
+mod chain;
 pub mod fact;
 pub mod inbox;
 pub mod lag;
@@ -51,10 +38,6 @@ pub mod vitals;
 
 pub use bus::{Bus, BusConfig, ConnectError, Profile};
 pub use chain::chain;
-pub use id::{
-    AppId, ClientMsgId, ConnId, GatewayId, Incarnation, MsgId, Partition, RoomId, UserId,
-};
-pub use secret::Secret;
 pub use stream::ProvisionError;
 
 /// Milliseconds since 1970, by this machine's clock. Only for people and for

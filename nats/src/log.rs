@@ -15,12 +15,14 @@ use tracing::debug;
 use crate::{
     bus::{self, Bus, Parting},
     chain,
-    codec::{self, DecodeError},
-    event::Record,
-    id::{MsgId, Partition, RoomId},
     pull::Pulling,
     stream,
     trail::Trail,
+};
+use qiyu_schema::{
+    codec::{self, DecodeError},
+    event::Record,
+    id::{MsgId, Partition, RoomId},
 };
 
 /// Where an event was stored.
@@ -133,9 +135,9 @@ impl Bus {
     ///
     /// [`AppendError`]; an id may then be lost, which harms nobody.
     pub async fn next_room_id(&self, deadline: Duration) -> Result<RoomId, AppendError> {
-        let subject = crate::subject::ROOM_IDS.to_owned();
+        let subject = qiyu_schema::subject::ROOM_IDS.to_owned();
         // A repeat after a timeout gets the id of the first copy.
-        let key = format!("id:{:032x}", crate::ticket::fresh_nonce());
+        let key = format!("id:{:032x}", qiyu_schema::ticket::fresh_nonce());
         let ack = self
             .publish_stored(subject.clone(), Bytes::new(), &key, Condition::Any, deadline)
             .await?;
@@ -473,7 +475,7 @@ impl Bus {
     /// Keeps what could not be decoded, with where it stood and why.
     pub async fn bury(&self, entry: &LogEntry, reason: Dead) {
         let key = format!("dead:{}", entry.seq);
-        let subject = crate::subject::dead(reason.as_str());
+        let subject = qiyu_schema::subject::dead(reason.as_str());
         let stored = self.publish_stored(
             subject,
             entry.payload.clone(),

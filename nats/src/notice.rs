@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    bus::Bus,
-    chain, codec,
+use crate::{bus::Bus, chain};
+use qiyu_schema::{
+    codec,
     id::{AppId, Incarnation, RoomId},
     subject,
 };

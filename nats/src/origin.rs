@@ -54,7 +54,7 @@ impl Bus {
     ///
     /// When one of the connections is closed.
     pub async fn is_heard_on(&self, other: &Self) -> Result<bool, async_nats::Error> {
-        let subject = format!("qiyu.whisper.{:032x}", crate::ticket::fresh_nonce());
+        let subject = format!("qiyu.whisper.{:032x}", qiyu_schema::ticket::fresh_nonce());
         let listener = other.control.client();
         let mut heard = listener.subscribe(subject.clone()).await?;
         listener.flush().await?;

@@ -21,13 +21,17 @@ use tracing::{debug, warn};
 
 use crate::{
     bus::{self, Bus},
-    chain, codec,
-    envelope::Envelope,
-    id::{Incarnation, MsgId},
+    chain,
     log::on_trail,
     pull::Pulling,
-    stream, subject,
+    stream,
     trail::Trail,
+};
+use qiyu_schema::{
+    codec,
+    envelope::Envelope,
+    id::{Incarnation, MsgId},
+    subject,
 };
 
 /// Envelopes a gateway may hold unacknowledged. At 16,000 pending the second

@@ -2,12 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    bucket::BucketError,
-    bus::Bus,
+use crate::{bucket::BucketError, bus::Bus, stream::BucketName};
+use qiyu_schema::{
     codec,
     id::{Partition, WorkerId},
-    stream::BucketName,
 };
 
 /// Who owns a partition.

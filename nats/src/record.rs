@@ -7,11 +7,15 @@ use tracing::debug;
 
 use crate::{
     bus::Bus,
-    chain, codec,
+    chain,
+    log::{AppendError, Condition, Extent, From, ReadError, encoded},
+    stream,
+};
+use qiyu_schema::{
+    codec,
     id::{GatewayId, WorkerId},
     ledger::{HandoverBatch, LedgerBatch, OUTCOMES_MAX, ReadBatch},
-    log::{AppendError, Condition, Extent, From, ReadError, encoded},
-    stream, subject,
+    subject,
 };
 
 /// What of the ledger is read.

@@ -33,7 +33,8 @@ pub use self::{
     data_dir::{DataDir, OpenError, holds_data, keep_private, running_url, write_private},
     find::{FindError, NatsServer, Version, find},
 };
-use crate::{Profile, Secret};
+use crate::Profile;
+use qiyu_schema::Secret;
 
 /// The hidden subcommand that becomes the nats-server: `<parent pid> <binary> <args…>`.
 pub const CHILD_COMMAND: &str = "__nats-server";

@@ -9,9 +9,9 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use crate::{
-    bus::Bus,
-    chain, codec,
+use crate::{bus::Bus, chain};
+use qiyu_schema::{
+    codec,
     command::{Command, fold_of},
     id::Partition,
 };

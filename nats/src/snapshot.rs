@@ -4,10 +4,10 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{
     bus::Bus,
-    id::Partition,
     log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
-    stream, subject,
+    stream,
 };
+use qiyu_schema::{id::Partition, subject};
 
 /// Well below the megabyte that NATS takes at most.
 const CHUNK_BYTES: usize = 512 * 1024;

@@ -40,9 +40,8 @@ use tracing::warn;
 use crate::{
     bus::{BusConfig, Profile},
     chain,
-    id::Partition,
-    subject,
 };
+use qiyu_schema::{id::Partition, subject};
 
 /// How long a `Nats-Msg-Id` is remembered by the server.
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(120);

@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use crate::{
-    bus::Bus,
-    chain, codec,
+use crate::{bus::Bus, chain};
+use qiyu_schema::{
+    codec,
     id::{AppId, Incarnation, Partition, RoomId},
 };
 

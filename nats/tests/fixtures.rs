@@ -11,17 +11,19 @@
 use std::{collections::BTreeSet, env, fmt::Debug, fs, num::NonZeroU64, path::PathBuf};
 
 use qiyu_nats::{
+    fact::UserFact,
+    inbox::Kept,
+    position::{Claim, Position},
+};
+use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
     envelope::{DirectTarget, Envelope},
     event::{Ending, Event, MemberChange, Record, Sender, SessionChange, UnackedMessage, VERSION},
-    fact::UserFact,
-    inbox::Kept,
     ledger::{
         Exception, Handover, HandoverBatch, How, LedgerBatch, Outcome, Page, ReadBatch, Reason,
         Recipient, Via,
     },
     measure::{Measure, MeasureEntry, Taken},
-    position::{Claim, Position},
     room::{RoomCounts, RoomEntry},
 };
 use serde::{Serialize, de::DeserializeOwned};

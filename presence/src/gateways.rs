@@ -1,11 +1,11 @@
 //! Which gateways live, as every process that asks knows it.
 
 use qiyu_nats::{
-    Bus, GatewayId, Incarnation,
+    Bus,
     bucket::{BucketError, Mirror},
-    codec,
     stream::BucketName,
 };
+use qiyu_schema::{GatewayId, Incarnation, codec};
 use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 

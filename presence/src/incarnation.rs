@@ -11,13 +11,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use qiyu_nats::{
-    Bus, GatewayId, Incarnation, Partition,
+    Bus,
     bucket::BucketError,
-    chain, codec,
-    event::{Event, Record},
+    chain,
     lease::{Lease, LeaseError, LeaseTerms, Renewal, Wanted},
     log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
     stream::BucketName,
+};
+use qiyu_schema::{
+    GatewayId, Incarnation, Partition, codec,
+    event::{Event, Record},
     subject,
 };
 use serde::Serialize;
@@ -272,7 +275,7 @@ const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Appends `gone` to every partition: any of them may know members or sessions of it.
 pub(crate) async fn bury(bus: &Bus, gateway: &Incarnation) -> Result<(), AppendError> {
-    let record = Record::now(Event::GatewayGone { gateway: gateway.clone() });
+    let record = Record::at(qiyu_nats::now_ms(), Event::GatewayGone { gateway: gateway.clone() });
     stream::iter(Partition::all())
         .map(|partition| {
             let subject = subject::gateway_gone(partition, &gateway.id);

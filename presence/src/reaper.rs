@@ -15,12 +15,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use qiyu_nats::{
-    Bus, Incarnation,
+    Bus,
     bucket::{BucketError, Mirror},
-    chain, codec,
+    chain,
     lease::{Lease, LeaseError, Wanted},
     stream::BucketName,
 };
+use qiyu_schema::{Incarnation, codec};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
@@ -94,7 +95,7 @@ impl Reaper {
             .await
             .map_err(StartError::Follow)?;
         // Its own key: two reapers must not take each other for themselves.
-        let key = format!("{:032x}", qiyu_nats::ticket::fresh_nonce());
+        let key = format!("{:032x}", qiyu_schema::ticket::fresh_nonce());
         let value = Bytes::from_static(b"reaper");
         let (bucket, revision) = (BucketName::Reapers, 0);
         let wanted = Wanted { bucket, key: &key, revision, value, terms: TERMS };

@@ -7,11 +7,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use qiyu_nats::{
-    AppId, Bus, ConnId, Incarnation, RoomId, UserId,
+    Bus,
     bucket::{Bucket, BucketError},
-    codec,
     stream::BucketName,
 };
+use qiyu_schema::{AppId, ConnId, Incarnation, RoomId, UserId, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::gateways::Gateways;

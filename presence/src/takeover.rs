@@ -5,13 +5,16 @@ use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use qiyu_nats::{
-    AppId, Bus, Incarnation, MsgId, Partition, RoomId,
+    Bus,
     bucket::BucketError,
     chain,
-    envelope::Envelope,
-    event::{Event, Record, UnackedMessage},
     log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
     outbox::{Delivery, OutboxError},
+};
+use qiyu_schema::{
+    AppId, Incarnation, MsgId, Partition, RoomId,
+    envelope::Envelope,
+    event::{Event, Record, UnackedMessage},
     subject::{self, RoomKind},
 };
 use tracing::{info, warn};
@@ -107,7 +110,10 @@ async fn hand_on(
         let unacked = |msg_id| UnackedMessage { msg_id, users: None, sends: 1 };
         let messages = msg_ids.into_iter().map(unacked).collect();
         let (gateway, keep) = (gateway.clone(), true);
-        let record = Record::now(Event::Unacknowledged { app, room, gateway, messages, keep });
+        let record = Record::at(
+            qiyu_nats::now_ms(),
+            Event::Unacknowledged { app, room, gateway, messages, keep },
+        );
         let subject = subject::room(app, room, RoomKind::Unacked);
         bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE)
             .await

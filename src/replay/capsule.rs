@@ -16,12 +16,11 @@ use anyhow::{Context as _, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use qiyu_fanout::fold::Fold;
-use qiyu_nats::{
+use qiyu_nats::{log::LogEntry, origin::Origin};
+use qiyu_schema::{
     AppId, MsgId, RoomId, UserId, codec,
     event::{Event, MemberChange, Record, SessionChange},
-    log::LogEntry,
     measure::Measure,
-    origin::Origin,
 };
 use serde::{Deserialize, Serialize};
 

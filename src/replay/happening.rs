@@ -3,10 +3,10 @@
 
 use std::borrow::Cow;
 
-use qiyu_nats::{
+use qiyu_nats::log::LogEntry;
+use qiyu_schema::{
     AppId, ConnId, GatewayId, Incarnation, MsgId, RoomId, UserId,
     event::{Ending, Event, MemberChange, Record, Sender, SessionChange},
-    log::LogEntry,
     measure::Measure,
 };
 use serde::{Deserialize, Serialize};

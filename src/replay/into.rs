@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use qiyu_nats::{
-    AppId, Bus, BusConfig, RoomId, Secret, bus,
-    event::{Event, Record},
+    Bus, BusConfig, bus,
     log::{APPEND_DEADLINE, AppendError, Condition, LogEntry},
+};
+use qiyu_schema::{
+    AppId, RoomId, Secret,
+    event::{Event, Record},
     subject::{self, RoomKind},
 };
 use tokio::time::{sleep_until, timeout};

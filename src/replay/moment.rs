@@ -1,6 +1,6 @@
 //! Places in the log as people name them: by a message, or by the clock.
 
-use qiyu_nats::MsgId;
+use qiyu_schema::MsgId;
 use time::{
     Duration, OffsetDateTime, PrimitiveDateTime, Time, UtcOffset,
     format_description::{FormatItem, well_known::Rfc3339},

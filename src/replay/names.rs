@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use qiyu_nats::{
+use qiyu_nats::log::LogEntry;
+use qiyu_schema::{
     AppId, UserId,
     event::{Event, Record},
-    log::LogEntry,
 };
 
 use super::happening::{Happening, Kind, take_apart};

@@ -7,7 +7,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use qiyu_nats::{event::Record, log::LogEntry};
+use qiyu_nats::log::LogEntry;
+use qiyu_schema::event::Record;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 

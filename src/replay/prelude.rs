@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use qiyu_nats::{
+use qiyu_nats::log::LogEntry;
+use qiyu_schema::{
     AppId, GatewayId, Incarnation, MsgId, RoomId, UserId, codec,
     event::{Event, MemberChange, Record, VERSION},
-    log::LogEntry,
     measure::{Measure, MeasureEntry, Taken},
     subject::{self, RoomKind},
 };

@@ -5,7 +5,7 @@ mod golden;
 
 use std::{borrow::Cow, fmt::Write as _, io::IsTerminal as _};
 
-use qiyu_nats::{AppId, UserId};
+use qiyu_schema::{AppId, UserId};
 
 use super::{
     happening::{Gateway, Happening, Kind, Unacked},

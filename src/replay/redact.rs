@@ -1,6 +1,6 @@
 //! What people wrote, taken out of events: who did what and when remains.
 
-use qiyu_nats::event::{Event, Record};
+use qiyu_schema::event::{Event, Record};
 use serde_json::{Map, Value};
 
 /// Fields of a message's data that say nothing but where it belongs.

@@ -2,9 +2,12 @@
 //! those is meant.
 
 use qiyu_nats::{
-    AppId, Bus, Partition, RoomId, UserId,
-    event::{Event, SessionChange},
+    Bus,
     log::{From, ReadError},
+};
+use qiyu_schema::{
+    AppId, Partition, RoomId, UserId,
+    event::{Event, SessionChange},
     subject::{self, RoomKind},
 };
 

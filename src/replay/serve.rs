@@ -6,11 +6,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use axum::{Json, Router, extract::State, routing::post};
 use qiyu_fanout::fold::Fold;
-use qiyu_gateway::show::{self, Recording, Reel, Shown};
+use qiyu_gateway::playback::{self, Recording, Reel, Shown};
 use qiyu_nats::{
-    AppId, Bus, MsgId, RoomId,
-    event::{Event, Record, Sender},
+    Bus,
     log::{From, LogEntry},
+};
+use qiyu_schema::{
+    AppId, MsgId, RoomId,
+    event::{Event, Record, Sender},
     room::RoomCounts,
 };
 use serde_json::{Value, json};
@@ -80,7 +83,7 @@ pub(crate) async fn serve(theatre: Theatre, doors: Doors) -> anyhow::Result<()> 
          {:<10} http://{page_addr}/#/room/{room}\n  {:<10} ws://{ws_addr}/",
         "page", "websocket"
     ));
-    let shown = show::show(sockets, doors.origins, app, theatre, stop.clone());
+    let shown = playback::show(sockets, doors.origins, app, theatre, stop.clone());
     tokio::join!(shown, http::serve(page, router, stop));
     tasks.close();
     tasks.wait().await;

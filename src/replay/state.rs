@@ -8,10 +8,10 @@ use qiyu_fanout::{
     past,
     state::{Member, RoomState},
 };
-use qiyu_nats::{
-    AppId, Bus, MsgId, Partition, RoomId, UserId,
+use qiyu_nats::{Bus, log::From};
+use qiyu_schema::{
+    AppId, MsgId, Partition, RoomId, UserId,
     event::Event,
-    log::From,
     measure::{MeasureEntry, Taken},
     subject::{self, RoomKind},
 };
@@ -153,8 +153,8 @@ impl Scene {
         #[serde(rename_all = "camelCase")]
         struct Inside<'a> {
             user: UserId,
-            gateway: &'a qiyu_nats::Incarnation,
-            connection: qiyu_nats::ConnId,
+            gateway: &'a qiyu_schema::Incarnation,
+            connection: qiyu_schema::ConnId,
             joined: String,
         }
         #[derive(Serialize)]

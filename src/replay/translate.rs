@@ -8,10 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qiyu_nats::{
+use qiyu_nats::log::LogEntry;
+use qiyu_schema::{
     GatewayId, Incarnation, MsgId, Partition,
     event::{Event, MemberChange, Record, Sender, SessionChange, UnackedMessage},
-    log::LogEntry,
     subject,
 };
 
@@ -123,7 +123,13 @@ impl Translator {
         let ends = lives.flat_map(|(gateway, partitions)| {
             partitions.iter().map(move |partition| {
                 let subject = subject::gateway_gone(*partition, &gateway.id);
-                (subject, Record::now(Event::GatewayGone { gateway: gateway.clone() }))
+                (
+                    subject,
+                    Record::at(
+                        qiyu_nats::now_ms(),
+                        Event::GatewayGone { gateway: gateway.clone() },
+                    ),
+                )
             })
         });
         ends.collect()
@@ -165,7 +171,7 @@ impl Translator {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::{
+    use qiyu_schema::{
         AppId, RoomId, UserId, codec, event::VERSION, measure::Measure, subject::RoomKind,
     };
 
@@ -207,7 +213,7 @@ mod tests {
         let never_met = translator.translate(&entry(1, RoomKind::Members, gone.clone()), 9_000);
         assert!(matches!(never_met, Translated::Meaningless), "nobody of it is there");
         let changes = vec![MemberChange::Left {
-            connection: qiyu_nats::ConnId(std::num::NonZeroU64::MIN),
+            connection: qiyu_schema::ConnId(std::num::NonZeroU64::MIN),
             user: user(),
             heard: Some(MsgId::at(1)),
         }];

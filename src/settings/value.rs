@@ -11,7 +11,8 @@ use std::{
 };
 
 use qiyu_gateway::{MultiDevice, Silence};
-use qiyu_nats::{AppId, Profile, Secret};
+use qiyu_nats::Profile;
+use qiyu_schema::{AppId, Secret};
 use tracing_subscriber::EnvFilter;
 
 use super::{LogFormat, Streams};

@@ -350,7 +350,7 @@ mod tests {
 
     fn reading(at_ms: u64, written: u64) -> Reading {
         let gateway = GatewayVitals {
-            gateway: Some(qiyu_nats::Incarnation { id: "g1".parse().unwrap(), epoch: 5 }),
+            gateway: Some(qiyu_schema::Incarnation { id: "g1".parse().unwrap(), epoch: 5 }),
             connections: 7,
             written,
             ..GatewayVitals::default()

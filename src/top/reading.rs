@@ -7,12 +7,15 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use qiyu_nats::{
-    AppId, Bus, RoomId, codec,
-    room::{self, RoomCounts},
+    Bus,
     stream::BucketName,
     vitals::{HotRoom, Vitals},
 };
 use qiyu_presence::{GatewayView, Gateways};
+use qiyu_schema::{
+    AppId, RoomId, codec,
+    room::{self, RoomCounts},
+};
 
 /// How long everybody has to answer. Over loopback a millisecond is enough.
 const PATIENCE: Duration = Duration::from_millis(400);

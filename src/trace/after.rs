@@ -5,11 +5,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use qiyu_fanout::fold::{Effect, Fold};
 use qiyu_nats::{
-    AppId, Bus, Incarnation, Partition, RoomId, UserId,
-    envelope::Envelope,
-    event::{Event, MemberChange, Record, SessionChange},
+    Bus,
     log::{From, LogEntry},
     stream::{INBOX_AGE_MAX, OUTBOX_AGE_MAX},
+};
+use qiyu_schema::{
+    AppId, Incarnation, Partition, RoomId, UserId,
+    envelope::Envelope,
+    event::{Event, MemberChange, Record, SessionChange},
     subject::{self, RoomKind},
 };
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use qiyu_nats::{
     Bus,
-    ledger::Via,
     record::{LedgerEntry, LedgerPage, Shelf},
     stream::OUTBOX_AGE_MAX,
 };
+use qiyu_schema::ledger::Via;
 
 use super::{
     after::millis,

@@ -2,12 +2,12 @@
 
 use anyhow::{Context as _, bail};
 use qiyu_fanout::past::fold_at;
-use qiyu_nats::{
-    AppId, Bus, ClientMsgId, ConnId, Incarnation, MsgId, Partition, RoomId, UserId,
+use qiyu_nats::{Bus, log::LogEntry};
+use qiyu_schema::{
+    AppId, ClientMsgId, ConnId, Incarnation, MsgId, Partition, RoomId, UserId,
     event::{Event, Record, Sender},
     id::WorkerId,
     ledger::{Exception, How, Outcome, Via},
-    log::LogEntry,
     measure::MeasureEntry,
 };
 use serde::Serialize;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use qiyu_nats::ledger::{How, Reason, Via};
+use qiyu_schema::ledger::{How, Reason, Via};
 use time::{OffsetDateTime, macros::format_description};
 
 use super::life::{Because, Dispatch, Fate, Forgotten, Life, Settled, Way, What};

@@ -1,6 +1,6 @@
 //! "Did they get it, and if not why not": one sentence about one user.
 
-use qiyu_nats::{
+use qiyu_schema::{
     ConnId, Incarnation, MsgId, UserId,
     ledger::{How, Reason, Via},
     measure::Taken,
@@ -449,7 +449,7 @@ fn later(life: &Life, user: UserId) -> Later {
 mod tests {
     use std::num::NonZeroU64;
 
-    use qiyu_nats::{
+    use qiyu_schema::{
         ledger::{Exception, Outcome, Recipient},
         measure::{Measure, MeasureEntry},
     };

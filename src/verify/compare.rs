@@ -6,11 +6,11 @@ use std::{
 };
 
 use qiyu_fanout::fold::Effect;
-use qiyu_nats::{
-    Bus, MsgId, Partition,
+use qiyu_nats::{Bus, log::LogEntry};
+use qiyu_schema::{
+    MsgId, Partition,
     command::{ListMembers, fold_of},
     event::Record,
-    log::LogEntry,
 };
 
 use super::{
@@ -259,7 +259,7 @@ async fn who_differs(bus: &Bus, key: &Key, state: &State) -> Option<String> {
     let asked = ListMembers { app, room, after: None, limit: MEMBERS_MAX };
     let live = bus.ask(&fold_of(key.partition()), &asked).await.ok()?.users;
     let (log, _) = state.fold.members(app, room, None, usize::try_from(MEMBERS_MAX).ok()?);
-    let only = |these: &[qiyu_nats::UserId], those: &[qiyu_nats::UserId]| {
+    let only = |these: &[qiyu_schema::UserId], those: &[qiyu_schema::UserId]| {
         let these = these.iter().filter(|user| !those.contains(user));
         these.map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
@@ -275,7 +275,7 @@ async fn who_differs(bus: &Bus, key: &Key, state: &State) -> Option<String> {
 struct Turning {
     pages: HashMap<Partition, std::collections::VecDeque<Page>>,
     at_ms: u64,
-    room: Option<(qiyu_nats::AppId, qiyu_nats::RoomId)>,
+    room: Option<(qiyu_schema::AppId, qiyu_schema::RoomId)>,
     differing: BTreeMap<Key, Pair>,
     counts: BTreeMap<Projection, u64>,
     law: Law,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use qiyu_fanout::fold::{Fold, Thing};
-use qiyu_nats::{
+use qiyu_schema::{
     AppId, MsgId, Partition, RoomId, UserId,
     event::{Event, Record},
     measure::{MeasureEntry, Taken},

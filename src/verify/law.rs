@@ -11,12 +11,15 @@ use std::{
 
 use qiyu_fanout::fold::Effect;
 use qiyu_nats::{
-    AppId, Bus, GatewayId, Incarnation, MsgId, Partition, RoomId, UserId,
+    Bus,
+    log::LogEntry,
+    record::{LedgerPage, Shelf},
+};
+use qiyu_schema::{
+    AppId, GatewayId, Incarnation, MsgId, Partition, RoomId, UserId,
     envelope::Envelope,
     event::{Event, Record, SessionChange},
     ledger::{Outcome, Via},
-    log::LogEntry,
-    record::{LedgerPage, Shelf},
 };
 use serde::Serialize;
 

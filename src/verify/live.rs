@@ -8,14 +8,14 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use qiyu_fanout::{fold::Thing, past};
 use qiyu_living::Claim;
-use qiyu_nats::{
-    Bus, Partition, chain, codec,
+use qiyu_nats::{Bus, chain, stream::BucketName};
+use qiyu_presence::{Gateways, Sessions};
+use qiyu_schema::{
+    Partition, codec,
     command::{SurveyFold, fold_of},
     measure::{self, MeasureEntry},
     room::{RoomCounts, RoomEntry},
-    stream::BucketName,
 };
-use qiyu_presence::{Gateways, Sessions};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qiyu_fanout::fold::Effect;
-use qiyu_nats::{Bus, MsgId, Partition, event::Record, log::LogEntry};
+use qiyu_nats::{Bus, log::LogEntry};
+use qiyu_schema::{MsgId, Partition, event::Record};
 use serde::Serialize;
 
 use super::{

@@ -8,11 +8,10 @@ use qiyu_fanout::{
     past::{self, PastError},
 };
 use qiyu_nats::{
-    Bus, MsgId, Partition,
-    event::Record,
+    Bus,
     log::{From, LogEntry},
-    subject,
 };
+use qiyu_schema::{MsgId, Partition, event::Record, subject};
 
 use super::key::State;
 

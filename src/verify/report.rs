@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use qiyu_nats::MsgId;
+use qiyu_schema::MsgId;
 use serde::{Serialize, Serializer};
 
 use super::{

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::{RoomId, UserId, command::FindRoom};
+use qiyu_schema::{RoomId, UserId, command::FindRoom};
 use serde::Serialize;
 use utoipa::ToSchema;
 

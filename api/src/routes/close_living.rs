@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::command::CloseRoom;
+use qiyu_schema::command::CloseRoom;
 
 use crate::{
     answer::{Body, Done, Nothing, Refused},

@@ -4,13 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use axum::extract::State;
 use qiyu_nats::{
-    AppId, MsgId, RoomId,
     bucket::BucketError,
+    log::{LogEntry, ReadError},
+    stream::BucketName,
+};
+use qiyu_schema::{
+    AppId, MsgId, RoomId,
     event::Event,
     ledger::Page,
-    log::{LogEntry, ReadError},
     room,
-    stream::BucketName,
     subject::{self, RoomKind},
 };
 use tokio::time::{Instant, sleep, timeout_at};

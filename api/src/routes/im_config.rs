@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::{
-    AppId, UserId, now_ms,
+use qiyu_nats::now_ms;
+use qiyu_presence::GatewayView;
+use qiyu_schema::{
+    AppId, UserId,
     ticket::{Ticket, fresh_nonce},
 };
-use qiyu_presence::GatewayView;
 use rand::seq::IndexedRandom;
 use serde::Serialize;
 use tracing::error;
@@ -87,7 +88,7 @@ fn least_loaded(mut gateways: Vec<GatewayView>) -> Option<GatewayView> {
 mod tests {
     use std::collections::HashSet;
 
-    use qiyu_nats::Incarnation;
+    use qiyu_schema::Incarnation;
 
     use super::*;
 

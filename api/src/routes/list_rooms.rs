@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::{
+use qiyu_schema::{
     RoomId, UserId,
     command::{ListRooms, RoomView},
 };

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use qiyu_nats::UserId;
+use qiyu_schema::UserId;
 use rand::Rng;
 use serde::Serialize;
 use tracing::warn;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::{MsgId, Partition, command::ListWaiting, ledger::Page};
+use qiyu_schema::{MsgId, Partition, command::ListWaiting, ledger::Page};
 use tracing::warn;
 
 use crate::{

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_nats::{RoomId, command::OpenRoom};
+use qiyu_schema::{RoomId, command::OpenRoom};
 use serde::Serialize;
 use utoipa::ToSchema;
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use qiyu_nats::{
+use qiyu_nats::now_ms;
+use qiyu_schema::{
     AppId, RoomId, UserId,
     command::{InForce, ListMeasures, Measures, Moderate, Pardon},
     measure::Measure,
-    now_ms,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

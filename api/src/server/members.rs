@@ -7,7 +7,8 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use qiyu_nats::{AppId, Partition, RoomId, UserId, chain, command::ListMembers};
+use qiyu_nats::chain;
+use qiyu_schema::{AppId, Partition, RoomId, UserId, command::ListMembers};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use qiyu_nats::{AppId, UserId};
+use qiyu_schema::{AppId, UserId};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use axum::{Json, extract::State, http::StatusCode};
 use qiyu_nats::{
-    AppId, ClientMsgId, MsgId, Partition, RoomId, UserId, chain,
+    chain,
+    log::{AppendError, Condition},
+    now_ms,
+    stream::BucketName,
+};
+use qiyu_schema::{
+    AppId, ClientMsgId, MsgId, Partition, RoomId, UserId,
     command::{FindSent, fold_of},
     event::{Event, Record, Sender},
     id::BadId,
-    log::{AppendError, Condition},
-    now_ms,
     room::key as room_key,
-    stream::BucketName,
     subject::{self, RoomKind},
     ticket::fresh_nonce,
 };
@@ -264,7 +267,7 @@ async fn store(edge: &Edge, message: Send, deadline: Instant) -> Result<Sent, Fa
         ),
     };
     let left = deadline.saturating_duration_since(Instant::now());
-    let record = Record::now(event);
+    let record = Record::at(qiyu_nats::now_ms(), event);
     match edge.bus.append(subject, &record, &key, Condition::Any, left).await {
         Ok(appended) => Ok(Sent { msg_id: appended.msg_id.to_string() }),
         Err(error) => {

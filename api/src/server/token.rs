@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use qiyu_nats::{AppId, UserId};
+use qiyu_schema::{AppId, UserId};
 use serde::Deserialize;
 use utoipa::ToSchema;
 

@@ -1,7 +1,7 @@
 //! The lives of gateways. One at a time: a newer life ends the older ones, and
 //! after its end nothing a life says means anything.
 
-use qiyu_nats::Incarnation;
+use qiyu_schema::Incarnation;
 use serde::{Deserialize, Serialize};
 
 use super::{Effect, Fold};
@@ -47,7 +47,7 @@ impl Fold {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::event::Event;
+    use qiyu_schema::event::Event;
 
     use crate::fold::{
         Effect,

@@ -3,7 +3,7 @@
 //!
 //! What is lifted stays lifted: an entry knows the newest event it has folded.
 
-use qiyu_nats::{AppId, RoomId, UserId, measure::MeasureEntry};
+use qiyu_schema::{AppId, RoomId, UserId, measure::MeasureEntry};
 
 use super::Fold;
 
@@ -41,7 +41,7 @@ impl Fold {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::{event::Event, measure::Measure};
+    use qiyu_schema::{event::Event, measure::Measure};
 
     use crate::fold::partition::{Partition, app, gateway, joined, room, user};
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use qiyu_nats::{
+use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, envelope::Envelope, event::MemberChange,
 };
 
@@ -155,7 +155,7 @@ fn step_out(inside: &mut HashMap<UserId, u32>, user: UserId) {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::event::Event;
+    use qiyu_schema::event::Event;
 
     use crate::fold::partition::{Partition, app, gateway, joined, left, room, user, viewers};
 

@@ -1,7 +1,7 @@
 //! Senders' own names for their messages: what comes under the same name again
 //! within a day is the same message, and is delivered once.
 
-use qiyu_nats::{AppId, ClientMsgId, MsgId, UserId, event::Sender};
+use qiyu_schema::{AppId, ClientMsgId, MsgId, UserId, event::Sender};
 use serde::{Deserialize, Serialize};
 
 use super::Fold;
@@ -73,7 +73,7 @@ fn hash_of(name: &ClientMsgId) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::event::Event;
+    use qiyu_schema::event::Event;
 
     use crate::fold::partition::{Partition, app, gateway, joined, room, sender, sent, user};
 
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_name_costs_24_bytes_in_memory_and_46_in_a_snapshot() {
         let mut fold = Fold::default();
-        let size = |fold: &Fold| qiyu_nats::codec::encode(fold).unwrap().len();
+        let size = |fold: &Fold| qiyu_schema::codec::encode(fold).unwrap().len();
         let empty = size(&fold);
         let at_ms = 1_800_000_000_000; // of a length like today's
         for number in 0..1000 {

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use qiyu_nats::{AppId, ConnId, Incarnation, MsgId, RoomId, UserId, event::UnackedMessage};
+use qiyu_schema::{AppId, ConnId, Incarnation, MsgId, RoomId, UserId, event::UnackedMessage};
 use serde::{Deserialize, Serialize};
 
 use super::{Effect, Fold, Member, Room};
@@ -125,7 +125,7 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::event::{Event, MemberChange};
+    use qiyu_schema::event::{Event, MemberChange};
 
     use crate::fold::partition::{Partition, app, conn, gateway, joined, left, room, user};
 

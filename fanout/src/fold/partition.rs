@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use qiyu_nats::{
+use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId,
     envelope::Envelope,
     event::{Ending, Event, MemberChange, Record, Sender, SessionChange},

@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use qiyu_nats::{
+use qiyu_schema::{
     AppId, Incarnation, MsgId, RoomId, UserId, measure::MeasureEntry, room::RoomCounts,
 };
 

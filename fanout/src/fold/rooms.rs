@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use qiyu_nats::{AppId, Incarnation, MsgId, RoomId, UserId, envelope::Envelope};
+use qiyu_schema::{AppId, Incarnation, MsgId, RoomId, UserId, envelope::Envelope};
 use serde::{Deserialize, Serialize};
 
 use super::{Effect, Fold, Members, Room};
@@ -128,7 +128,7 @@ impl Room {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::event::Event;
+    use qiyu_schema::event::Event;
 
     use crate::fold::{
         Effect,

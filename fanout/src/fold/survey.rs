@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use qiyu_nats::{
+use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
     measure::{MeasureEntry, Taken},
 };

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use qiyu_nats::{
+use qiyu_nats::stream::{INBOX_AGE_MAX, INBOX_MESSAGES_MAX};
+use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, UserId,
     envelope::{DirectTarget, Envelope},
     event::SessionChange,
-    stream::{INBOX_AGE_MAX, INBOX_MESSAGES_MAX},
 };
 use serde::{Deserialize, Serialize};
 

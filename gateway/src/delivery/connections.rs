@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use qiyu_nats::{ConnId, MsgId};
+use qiyu_schema::{ConnId, MsgId};
 
 use super::{DeliveryTask, direct::DirectLine, members::Member};
-use crate::connection::Connection;
+use crate::delivery::connection::Connection;
 
 /// Before every message.
 const NOTHING_HEARD: MsgId = MsgId::at(0);

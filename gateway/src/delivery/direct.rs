@@ -5,18 +5,17 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use qiyu_nats::{
-    ConnId, MsgId, chain, envelope::DirectTarget, event::Event, log::LogEntry, subject,
-};
+use qiyu_nats::{chain, log::LogEntry};
+use qiyu_schema::{ConnId, MsgId, envelope::DirectTarget, event::Event, subject};
 use tracing::warn;
 
 use super::{
     DeliveryTask, GAP_PATIENCE, Order,
-    clock::From,
     gaps::{GAP_RETRY, read_gap},
+    retry::From,
 };
 use crate::{
-    entry::{Entry, Sample, Settled},
+    delivery::in_flight::{Entry, Sample, Settled},
     frame::Message,
 };
 

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use qiyu_nats::{
-    Bus, MsgId, chain,
-    event::Event,
+    Bus, chain,
     log::{LogEntry, ReadError},
+};
+use qiyu_schema::{
+    MsgId,
+    event::Event,
     subject::{self, RoomKind},
 };
 use tokio::sync::mpsc;
@@ -17,7 +20,7 @@ use tracing::{debug, warn};
 
 use super::{
     DeliveryTask, Order, RoomKey,
-    clock::From,
+    retry::From,
     rooms::{Room, What},
 };
 

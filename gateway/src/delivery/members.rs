@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use qiyu_nats::{MsgId, event::MemberChange};
+use qiyu_schema::{MsgId, event::MemberChange};
 
 use super::{DeliveryTask, RoomKey};
 use crate::{
-    connection::Connection,
-    entry::{Entry, Settled},
+    delivery::connection::Connection,
+    delivery::in_flight::{Entry, Settled},
 };
 
 /// A connection in a room.

@@ -9,16 +9,17 @@ use std::{
     sync::Arc,
 };
 
-use qiyu_nats::{ConnId, MsgId, UserId, notice::Notice};
+use qiyu_nats::notice::Notice;
+use qiyu_schema::{ConnId, MsgId, UserId};
 use tracing::debug;
 
 use super::{
     DeliveryTask, GAP_PATIENCE, Order, RoomKey,
-    clock::{From, OWN_CLOCK_MAX, Place},
     members::Member,
+    retry::{From, OWN_CLOCK_MAX, Place},
 };
 use crate::{
-    entry::{Entry, Sample},
+    delivery::in_flight::{Entry, Sample},
     frame::{Message, biz},
 };
 

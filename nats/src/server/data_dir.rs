@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use crate::Secret;
+use qiyu_schema::Secret;
 
 const LOCK: &str = "lock";
 const URL: &str = "nats.url";

@@ -4,10 +4,10 @@
 
 use std::num::NonZeroU64;
 
-use qiyu_nats::{
+use qiyu_nats::log::LogEntry;
+use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
     event::{Ending, Event, MemberChange, Record, Sender, SessionChange, UnackedMessage, VERSION},
-    log::LogEntry,
     measure::Measure,
 };
 use serde_json::json;

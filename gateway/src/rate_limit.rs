@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use qiyu_nats::{AppId, RoomId, UserId};
+use qiyu_schema::{AppId, RoomId, UserId};
 use tokio::time::Instant;
 
 use crate::{

@@ -4,16 +4,19 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use qiyu_nats::{
-    Bus, Incarnation, MsgId, UserId, chain,
-    event::{Event, Record, UnackedMessage},
+    Bus, chain,
     log::{APPEND_DEADLINE, Condition},
+};
+use qiyu_schema::{
+    Incarnation, MsgId, UserId,
+    event::{Event, Record, UnackedMessage},
     subject::{self, RoomKind},
 };
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::{DeliveryTask, RoomKey};
-use crate::entry::{Entry, Settled};
+use crate::delivery::in_flight::{Entry, Settled};
 
 /// Whether messages are kept for those who have not come back yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +75,12 @@ pub(super) async fn hand_on(bus: &Bus, gateway: &Incarnation, left: Vec<LeftOwin
             let subject = subject::room(app, room, RoomKind::Unacked);
             // Told apart by a number nobody else draws: the same messages may be
             // left more than once, by different people.
-            let key = format!("una:{gateway}:{:x}", qiyu_nats::ticket::fresh_nonce());
+            let key = format!("una:{gateway}:{:x}", qiyu_schema::ticket::fresh_nonce());
             let (gateway, keep) = (gateway.clone(), keep == Keep::AWhile);
-            let record = Record::now(Event::Unacknowledged { app, room, gateway, messages, keep });
+            let record = Record::at(
+                qiyu_nats::now_ms(),
+                Event::Unacknowledged { app, room, gateway, messages, keep },
+            );
             let stored = bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE);
             if let Err(error) = stored.await {
                 warn!(%room, error = %chain(&error), "unacknowledged messages not handed on; history has them");

@@ -4,28 +4,30 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use qiyu_nats::{
-    MsgId, RoomId, UserId,
     bucket::{Bucket, BucketError},
     chain,
-    command::ReplaceSession,
-    event::{Ending, MemberChange, SessionChange},
     log::APPEND_DEADLINE,
     stream::BucketName,
+};
+use qiyu_presence::{EnterError, Policy, Session};
+use qiyu_schema::{
+    MsgId, RoomId, UserId,
+    command::ReplaceSession,
+    event::{Ending, MemberChange, SessionChange},
     subject,
     ticket::Ticket,
 };
-use qiyu_presence::{EnterError, Policy, Session};
 use tracing::{debug, warn};
 
 use crate::{
-    chat::Identity,
     config::MultiDevice,
-    connection::{Close, Connection},
     delivery::Order,
-    entry::Entry,
+    delivery::connection::{Close, Connection},
+    delivery::in_flight::Entry,
     frame::{Reply, Wire},
-    resume,
-    serving::Serving,
+    send::request::Identity,
+    session::registry::Serving,
+    session::resume,
 };
 
 /// Who wants in, and where to.
@@ -256,7 +258,7 @@ impl Serving {
     }
 
     /// Ends a connection in favour of a newer one.
-    pub(crate) fn replace(&self, id: qiyu_nats::ConnId) {
+    pub(crate) fn replace(&self, id: qiyu_schema::ConnId) {
         if let Some(connection) = self.connection(id) {
             let close = Close::new(Ending::Replaced, 3503, "replaced by a newer login");
             connection.close(close.saying("replaced"));

@@ -12,13 +12,13 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use qiyu_nats::{ConnId, MsgId, RoomId, event::Ending, ledger::Reason as Why};
+use qiyu_schema::{ConnId, MsgId, RoomId, event::Ending, ledger::Reason as Why};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    chat::Identity,
-    entry::{Copy, Entry, Settled},
+    delivery::in_flight::{Copy, Entry, Settled},
     frame::{Message, Reply, Wire, code},
+    send::request::Identity,
 };
 
 /// Bytes a connection may have waiting while it takes nothing. The messages are

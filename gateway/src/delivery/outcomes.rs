@@ -2,16 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use qiyu_nats::{
-    Bus, Incarnation, chain,
+use qiyu_nats::{Bus, chain, record::Shelf};
+use qiyu_schema::{
+    Incarnation,
     ledger::{BATCH_NAMES_MAX, LedgerBatch, OUTCOMES_MAX},
-    record::Shelf,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, field, warn};
 
-use crate::{entry::Entry, metrics::Metrics};
+use crate::{delivery::in_flight::Entry, metrics::Metrics};
 
 /// How long an outcome waits for company.
 const BATCH_WAIT: Duration = Duration::from_millis(20);

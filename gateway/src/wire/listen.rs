@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use qiyu_nats::UserId;
 use qiyu_nats::chain;
+use qiyu_schema::UserId;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -17,10 +17,10 @@ use tracing::{debug, warn};
 use crate::{
     frame::{self, Body, InFrame, LoginBody, Reply, Wire, code},
     gateway::Shared,
-    login::Ask,
-    serving::Serving,
-    socket::{Protocol, Socket},
-    upgrade::{self, NoUpgrade},
+    session::login::Ask,
+    session::registry::Serving,
+    wire::socket::{Protocol, Socket},
+    wire::upgrade::{self, NoUpgrade},
 };
 
 /// Sockets that have connected and not logged in. Beyond it new ones wait in
@@ -83,7 +83,7 @@ async fn meet(
     Some(Box::new(Socket::new(serving, connection, stream, protocol, peer)))
 }
 
-type Met = (Arc<Serving>, crate::login::Admitted, Protocol);
+type Met = (Arc<Serving>, crate::session::login::Admitted, Protocol);
 
 async fn meet_ws(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> Option<Met> {
     let asked = upgrade::read(stream, &shared.config.origins);
@@ -200,7 +200,7 @@ async fn first_frame(
 }
 
 /// `None`: it asks for a room that cannot exist.
-fn room_of(body: &LoginBody) -> Option<Option<qiyu_nats::RoomId>> {
+fn room_of(body: &LoginBody) -> Option<Option<qiyu_schema::RoomId>> {
     match body.room_id {
         None => Some(None),
         Some(room) => room.try_into().ok().map(Some),

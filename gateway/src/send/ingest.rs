@@ -4,22 +4,25 @@
 use std::time::Duration;
 
 use qiyu_nats::{
-    ClientMsgId, MsgId, Partition, RoomId, chain,
+    chain,
+    log::{APPEND_DEADLINE, AppendError, Condition},
+};
+use qiyu_schema::{
+    ClientMsgId, MsgId, Partition, RoomId,
     command::{FindSent, fold_of},
     event::{Event, Record, Sender},
-    log::{APPEND_DEADLINE, AppendError, Condition},
     subject::{self, RoomKind},
 };
 use tokio::time::Instant;
 use tracing::{debug, field, warn};
 
 use crate::{
-    chat::{self, Addressee, Ask, Identity},
-    connection::Connection,
-    content::{Objection, Said},
+    delivery::connection::Connection,
     frame::Reason,
     metrics::Limit,
-    serving::Serving,
+    send::content::{Objection, Said},
+    send::request::{self, Addressee, Ask, Identity},
+    session::registry::Serving,
 };
 
 /// How long the owner of a partition may take to say whether it knows a message.
@@ -43,7 +46,7 @@ pub(crate) async fn store(
         client_msg_id: client_msg_id.clone(),
     };
     let place = format!("{}.{}:{number}", serving.gateway, connection.id);
-    let key = chat::dedup_key(who, client_msg_id.as_ref(), &place);
+    let key = request::dedup_key(who, client_msg_id.as_ref(), &place);
     let (app, now_ms) = (who.app, qiyu_nats::now_ms());
     let partition = ask.partition(app);
     let (said, to_room) = (ask.words(), ask.room());
@@ -53,13 +56,13 @@ pub(crate) async fn store(
         Ask::Room { room, biz_code, data } => {
             may_speak(serving, connection, room).await?;
             may_be_heard(serving, who, Some(room))?;
-            let data = chat::room_data(who, room, &data, now_ms);
+            let data = request::room_data(who, room, &data, now_ms);
             let event = Event::RoomMessageSent { app, room, sender, biz_code, data };
             (subject::room(app, room, RoomKind::Msg), event)
         }
         Ask::Direct { to, biz_code, content } => {
             may_be_heard(serving, who, None)?;
-            let data = chat::direct_data(who, &content, now_ms);
+            let data = request::direct_data(who, &content, now_ms);
             let event = Event::DirectMessageSent { app, to, sender, biz_code, data };
             (subject::user_msg(app, to), event)
         }
@@ -104,7 +107,7 @@ pub(crate) async fn store(
     if let Some(content) = said {
         may_be_said(serving, connection, &event, content, &place).await?;
     }
-    let record = Record::now(event);
+    let record = Record::at(qiyu_nats::now_ms(), event);
     let handed_over = Instant::now();
     let mut appending = step.then("append");
     let trail = appending.trail();
@@ -156,7 +159,7 @@ async fn may_be_said(
         let key = format!("refused:{place}");
         let (sender, reason) = (sender.clone(), reason.clone());
         let refused = Event::ContentRefused { app, room, to, sender, biz_code, content, reason };
-        let record = Record::now(refused);
+        let record = Record::at(qiyu_nats::now_ms(), refused);
         let kept = serving.bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE);
         if let Err(error) = kept.await {
             warn!(error = %chain(&error), "a refusal is not in the log");

@@ -5,15 +5,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use qiyu_nats::{AppId, MsgId, RoomId, outbox::Ack, trail::Step};
+use qiyu_nats::{outbox::Ack, trail::Step};
+use qiyu_schema::{AppId, MsgId, RoomId};
 use tokio::time::Instant;
 
 use super::{
     DeliveryTask,
-    hand_on::{Keep, LeftOwing, hand_on},
+    reassign::{Keep, LeftOwing, hand_on},
 };
 use crate::{
-    entry::{Entry, Sample, Source},
+    delivery::in_flight::{Entry, Sample, Source},
     frame::Message,
 };
 

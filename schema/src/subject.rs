@@ -187,7 +187,7 @@ pub fn inbox(app: AppId, user: UserId) -> String {
 }
 
 /// Whose inbox has this subject.
-pub(crate) fn whose_inbox(subject: &str) -> Option<(AppId, UserId)> {
+pub fn whose_inbox(subject: &str) -> Option<(AppId, UserId)> {
     let (app, user) = subject.strip_prefix("im.inbox.")?.split_once('.')?;
     Some((app.parse().ok()?, user.parse().ok()?))
 }

@@ -9,9 +9,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 use qiyu_nats::{
-    AppId, Bus, Incarnation, MsgId, Partition, RoomId, UserId, chain,
-    event::{Event, MemberChange, Record, SessionChange},
+    Bus, chain,
     log::{APPEND_DEADLINE, AppendError, Condition},
+};
+use qiyu_schema::{
+    AppId, Incarnation, MsgId, Partition, RoomId, UserId,
+    event::{Event, MemberChange, Record, SessionChange},
     subject::{self, RoomKind},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -154,7 +157,7 @@ impl Membership {
                 Event::SessionsChanged { app, gateway, changes: sessions },
             ),
         };
-        let record = Record::now(event);
+        let record = Record::at(qiyu_nats::now_ms(), event);
         let Some(position) = self.append(subject, &record, &key).await else { return };
         if let LineKey::Room(app, room) = line.key {
             let order = Order::Moved { app, room, position, changes: members };

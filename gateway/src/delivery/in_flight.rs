@@ -14,15 +14,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use qiyu_nats::{
+use qiyu_nats::{outbox::Ack, trail::Step};
+use qiyu_schema::{
     AppId, ConnId, MsgId, RoomId, UserId,
     ledger::{EXCEPTIONS_MAX, Exception, Outcome, Reason, Recipient, Via},
-    outbox::Ack,
-    trail::Step,
 };
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::{connection::Connection, frame::Message, metrics::Metrics};
+use crate::{delivery::connection::Connection, frame::Message, metrics::Metrics};
 
 /// A message on its way.
 pub(crate) struct Entry {

@@ -10,10 +10,9 @@ use std::{
     time::Duration,
 };
 
-use qiyu_nats::{
-    AppId, MsgId, RoomId, UserId,
-    bucket::{Mirror, Slot},
-    codec,
+use qiyu_nats::bucket::{Mirror, Slot};
+use qiyu_schema::{
+    AppId, MsgId, RoomId, UserId, codec,
     event::Ending,
     measure::{self, MeasureEntry, Taken},
 };
@@ -22,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
-    connection::{Close, Connection},
+    delivery::connection::{Close, Connection},
     frame::{Message, biz},
-    serving::Serving,
+    session::registry::Serving,
 };
 
 /// Between looks at the copy while it changes: a burst of measures is one look.
@@ -197,7 +196,7 @@ fn mute_notice(app: AppId, room: Option<RoomId>, mute: Option<&Taken>) -> Messag
 
 #[cfg(test)]
 mod tests {
-    use qiyu_nats::measure::Measure;
+    use qiyu_schema::measure::Measure;
 
     use super::*;
 

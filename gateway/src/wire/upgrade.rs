@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use bytes::{Buf, BytesMut};
-use qiyu_nats::{MsgId, RoomId, UserId};
+use qiyu_schema::{MsgId, RoomId, UserId};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::{
     http::{HeaderValue, Request, StatusCode, header},
 };
 
-use crate::{login::Refusal, socket::ws_code};
+use crate::{session::login::Refusal, wire::socket::ws_code};
 
 /// Bytes of request line and headers. Tokens are below 2 KiB.
 const HEAD_BYTES_MAX: usize = 8 * 1024;

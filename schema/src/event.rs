@@ -25,9 +25,9 @@ pub struct Record {
 }
 
 impl Record {
-    /// An event of now.
-    pub fn now(event: Event) -> Self {
-        Self { v: VERSION, at_ms: crate::now_ms(), event }
+    /// Wraps `event` with the version of this build and the writer's clock.
+    pub fn at(at_ms: u64, event: Event) -> Self {
+        Self { v: VERSION, at_ms, event }
     }
 }
 

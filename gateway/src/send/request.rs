@@ -3,7 +3,7 @@
 //! The sender is who the connection proved to be; what a frame claims about
 //! that is not even parsed.
 
-use qiyu_nats::{AppId, ClientMsgId, Partition, RoomId, UserId};
+use qiyu_schema::{AppId, ClientMsgId, Partition, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::frame::{BusinessBody, Reason, biz, object, optional_number_or_digits};

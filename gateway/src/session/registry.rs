@@ -12,31 +12,34 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 use qiyu_nats::{
-    AppId, Bus, ConnId, Incarnation, MsgId, RoomId,
+    Bus,
     brake::Brakes,
     bucket::BucketError,
     chain,
-    event::{Ending, Event, MemberChange, Record, SessionChange},
     log::{APPEND_DEADLINE, Condition},
-    room,
     stream::BucketName,
-    subject::{self, RoomKind},
 };
 use qiyu_presence::{Life, Session, Sessions};
+use qiyu_schema::{
+    AppId, ConnId, Incarnation, MsgId, RoomId,
+    event::{Ending, Event, MemberChange, Record, SessionChange},
+    room,
+    subject::{self, RoomKind},
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::{
     config::Config,
-    connection::{Close, Connection},
-    content::Content,
     delivery::Order,
-    entry::Desk,
-    measures::Measures,
-    membership::Membership,
+    delivery::connection::{Close, Connection},
+    delivery::in_flight::Desk,
     metrics::Metrics,
-    rates::Limits,
+    rate_limit::Limits,
+    send::content::Content,
+    send::sanctions::Measures,
+    session::membership::Membership,
 };
 
 /// How long a leaving waits to be told what was heard before it.
@@ -240,7 +243,8 @@ impl Serving {
         for ((app, room), count) in likes {
             let subject = subject::room(app, room, RoomKind::Likes);
             let gateway = self.gateway.clone();
-            let record = Record::now(Event::RoomLiked { app, room, gateway, count });
+            let record =
+                Record::at(qiyu_nats::now_ms(), Event::RoomLiked { app, room, gateway, count });
             let key = format!("likes:{}:{app}.{room}:{number}", self.gateway);
             let any = Condition::Any;
             if let Err(error) = self.bus.append(subject, &record, &key, any, APPEND_DEADLINE).await

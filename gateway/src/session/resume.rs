@@ -6,19 +6,22 @@ use std::sync::{
 };
 
 use qiyu_nats::{
-    MsgId, RoomId, chain,
-    event::{Event, Record},
+    chain,
     log::{LogEntry, ReadError},
+};
+use qiyu_schema::{
+    MsgId, RoomId,
+    event::{Event, Record},
     subject::{self, RoomKind},
 };
 use tracing::{debug, warn};
 
 use crate::{
-    connection::Connection,
+    delivery::connection::Connection,
+    delivery::in_flight::{Entry, Source},
     delivery::room_filters,
-    entry::{Entry, Source},
     frame::Message,
-    serving::Serving,
+    session::registry::Serving,
 };
 
 /// Messages a resume brings at most. Whoever missed more reads the history.

@@ -11,7 +11,8 @@ use std::{
 
 use aho_corasick::AhoCorasick;
 use parking_lot::RwLock;
-use qiyu_nats::{AppId, RoomId, UserId, chain};
+use qiyu_nats::chain;
+use qiyu_schema::{AppId, RoomId, UserId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
-use qiyu_nats::{AppId, MsgId, RoomId, UserId};
+use qiyu_schema::{AppId, MsgId, RoomId, UserId};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 
 use crate::{
     frame::{self, Body, BusinessBody, InFrame, Message, Reason, Reply, biz, code},
-    upgrade::{self, NoUpgrade},
+    wire::upgrade::{self, NoUpgrade},
 };
 
 /// Viewers at once: each has a reading of its own.

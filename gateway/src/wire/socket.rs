@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use qiyu_nats::{
+use qiyu_schema::{
     ClientMsgId, MsgId,
     event::{Ending, SessionChange},
 };
@@ -27,13 +27,13 @@ use tokio_tungstenite::tungstenite::{
 use tracing::debug;
 
 use crate::{
-    chat::{self, Ask},
-    connection::{Close, Connection},
+    delivery::connection::{Close, Connection},
     frame::{self, AckBody, BadFrame, Body, InFrame, Reason, Reply, Wire, code},
     metrics::Limit,
-    rates::{Bucket, Rate},
-    serving::Serving,
-    speak::store,
+    rate_limit::{Bucket, Rate},
+    send::ingest::store,
+    send::request::{self, Ask},
+    session::registry::Serving,
 };
 
 /// The codes of the upgrade path.
@@ -417,10 +417,10 @@ impl Socket {
     fn hear(&mut self, body: Option<String>) {
         let arrived = Instant::now();
         let pending = if !self.may_send() {
-            let client_msg_id = body.and_then(|body| chat::read(&body).0);
+            let client_msg_id = body.and_then(|body| request::read(&body).0);
             Pending::Refuse { client_msg_id, reason: Reason::TooFast }
         } else {
-            match body.as_deref().map(chat::read) {
+            match body.as_deref().map(request::read) {
                 Some((client_msg_id, Ok(ask))) => Pending::Store { client_msg_id, ask, arrived },
                 Some((client_msg_id, Err(reason))) => Pending::Refuse { client_msg_id, reason },
                 None => Pending::Refuse { client_msg_id: None, reason: Reason::Unreadable },

@@ -1,0 +1,6 @@
+//! Sockets: accepting them, upgrading them, reading and writing frames.
+
+pub(crate) mod listen;
+pub mod playback;
+pub(crate) mod socket;
+pub(crate) mod upgrade;
