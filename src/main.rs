@@ -1,26 +1,22 @@
 //! qiyu: a live-room messaging backend whose every delivery is a recorded fact.
 
 mod bench;
-mod format;
 mod health;
 mod http;
 mod ops;
 mod process;
-mod reach;
 mod rebuild;
-mod replay;
 mod run;
 mod settings;
 mod top;
-mod trace;
 mod traces;
 mod up;
-mod verify;
 
 use std::{env, io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use qiyu_explain::{access, replay, trace, verify};
 use qiyu_nats::server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -89,7 +85,7 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
             let roles = roles(arguments);
             if roles == [Role::Verify] {
                 // Alone, it can let those go first whom people wait for.
-                reach::step_back();
+                access::lower_priority();
             }
             main_thread(async |stop| Box::pin(run::run(&roles, settings, &stop)).await)
         }
@@ -108,20 +104,27 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
             main_thread(async |stop| Box::pin(top::top(settings, show, &stop)).await)
         }
         "replay" => {
-            reach::step_back();
-            main_thread(async |stop| Box::pin(replay::replay(arguments, settings, &stop)).await)
+            access::lower_priority();
+            let config = settings.explain();
+            let page = replay::Page {
+                router: qiyu_api::page_router(),
+                serve: |listener, router, stop| Box::pin(http::serve(listener, router, stop)),
+            };
+            main_thread(async |stop| Box::pin(replay::run(arguments, &config, page, &stop)).await)
         }
         "settings" => {
             say(&markdown());
             Ok(())
         }
         "trace" => {
-            reach::step_back();
-            main_thread(async |_| Box::pin(trace::run(arguments, settings)).await)
+            access::lower_priority();
+            let config = settings.explain();
+            main_thread(async |_| Box::pin(trace::run(arguments, &config)).await)
         }
         "verify" => {
-            reach::step_back();
-            let verified = main_thread(async |_| Box::pin(verify::run(arguments, settings)).await);
+            access::lower_priority();
+            let config = settings.explain();
+            let verified = main_thread(async |_| Box::pin(verify::run(arguments, &config)).await);
             return Ok(verified.unwrap_or_else(|error| {
                 failure(&error);
                 ExitCode::from(verify::UNCHECKED)
@@ -269,7 +272,7 @@ fn command() -> Command {
         .subcommand(Command::new("run").about("Run some roles on an existing NATS").arg(roles))
         .subcommand(replay::command())
         .subcommand(trace::command())
-        .subcommand(verify::command())
+        .subcommand(verify::command(settings::duration))
         .subcommand(
             Command::new("rebuild")
                 .about("Make the tables about rooms anew from the log; the system may run"),

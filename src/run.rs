@@ -4,7 +4,6 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{self, Write as _},
     net::SocketAddr,
     path::Path,
     str::FromStr,
@@ -15,6 +14,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use prometheus_client::registry::Registry;
 use qiyu_api::Api;
+pub(crate) use qiyu_explain::terminal::print as say;
+use qiyu_explain::verify::{Watch, WatchConfig};
 use qiyu_fanout::Fanout;
 use qiyu_gateway::{ContentConfig, Gateway};
 use qiyu_living::Living;
@@ -30,7 +31,6 @@ use crate::{
     ops::{self, Ops},
     process,
     settings::{Settings, Streams},
-    verify::Watch,
 };
 
 /// How long one service may take to stop before it is left behind.
@@ -136,12 +136,6 @@ pub(crate) async fn provision(settings: &Settings, stop: &CancellationToken) -> 
         Ok(())
     };
     stop.run_until_cancelled(Box::pin(provisioning)).await.unwrap_or(Ok(()))
-}
-
-/// Writes to standard output. Nobody listening there any more is not our trouble.
-pub(crate) fn say(text: &str) {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()).ok();
 }
 
 /// As [`Profile`] is written.
@@ -386,7 +380,13 @@ impl System {
             }
             Role::Verify => {
                 let every = settings.verify_every.context("QIYU_VERIFY_EVERY is required")?;
-                let watch = Watch::start(settings, every, bus, registry, stop);
+                let config = WatchConfig {
+                    database_url: settings.database_url.clone(),
+                    ack_wait: settings.ack_wait,
+                    max_sends: settings.max_sends,
+                    interval: every,
+                };
+                let watch = Watch::start(config, bus, registry, stop);
                 self.services.slots().verify = Some(watch);
             }
             Role::Gateway => {

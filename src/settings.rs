@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use qiyu_explain::access::LogAccessConfig;
 use qiyu_gateway::{MultiDevice, Silence};
 use qiyu_nats::Profile;
 use qiyu_schema::{AppId, GatewayId, Secret};
@@ -184,6 +185,29 @@ impl Settings {
             return Ok(Self { resolved: reader.resolved, ..settings });
         }
         Err(Mistakes(reader.mistakes))
+    }
+}
+
+impl Settings {
+    /// Settings of the operators' tools.
+    pub(crate) fn explain(&self) -> qiyu_explain::Config {
+        qiyu_explain::Config {
+            log: LogAccessConfig {
+                nats_url: self.nats_url.clone(),
+                data_dir: self.data_dir.clone(),
+                nats_server: self.nats_server.clone(),
+                replicas: self.replicas,
+                retain: self.retain,
+                ack_wait: self.ack_wait,
+                profile: self.profile,
+            },
+            apps: self.apps.clone(),
+            http_listen: self.http_listen,
+            ws_listen: self.ws_listen,
+            origins: self.origins.clone(),
+            database_url: self.database_url.clone(),
+            masked: self.to_string().lines().map(str::to_owned).collect(),
+        }
     }
 }
 

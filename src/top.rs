@@ -6,6 +6,7 @@ mod reading;
 use std::{io::IsTerminal as _, time::Duration};
 
 use anyhow::{Context as _, bail};
+use qiyu_explain::access::LogAccess;
 use qiyu_nats::server;
 use qiyu_presence::Gateways;
 use ratatui::{
@@ -16,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{board::Board, reading::Reading};
-use crate::{reach::Reached, run::say, settings::Settings};
+use crate::{run::say, settings::Settings};
 
 /// How often the system is looked at, and what rates are taken over.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ pub(crate) async fn top(
     if show == Show::Live && !std::io::stdout().is_terminal() {
         bail!("standard output is no terminal; `qiyu top --once` writes plain text");
     }
-    let reached = Reached::reach(settings).await?;
+    let reached = LogAccess::connect(&settings.explain().log).await?;
     let (tasks, over) = (TaskTracker::new(), stop.child_token());
     let watched = async {
         let gateways = Gateways::follow(&reached.bus, &tasks, over.clone()).await;
@@ -58,23 +59,23 @@ pub(crate) async fn top(
     };
     let result = stop.run_until_cancelled(watched).await.unwrap_or(Ok(()));
     over.cancel();
-    reached.leave().await;
+    reached.close().await;
     result
 }
 
-async fn once(reached: &Reached, gateways: &Gateways) -> anyhow::Result<()> {
+async fn once(reached: &LogAccess, gateways: &Gateways) -> anyhow::Result<()> {
     let before = Reading::take(&reached.bus, gateways).await?;
     if before.is_empty() {
-        bail!("no process of a qiyu answers at {}", reached.shown);
+        bail!("no process of a qiyu answers at {}", reached.shown_url);
     }
     sleep(LOOK_EVERY).await;
     let now = Reading::take(&reached.bus, gateways).await?;
-    say(&Board::of(&reached.shown, Some(&before), &now).to_string());
+    say(&Board::of(&reached.shown_url, Some(&before), &now).to_string());
     Ok(())
 }
 
 async fn live(
-    reached: &Reached,
+    reached: &LogAccess,
     gateways: &Gateways,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -86,7 +87,7 @@ async fn live(
 
 async fn look_on(
     terminal: &mut DefaultTerminal,
-    reached: &Reached,
+    reached: &LogAccess,
     gateways: &Gateways,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -107,7 +108,7 @@ async fn look_on(
             },
             _ = look.tick() => {
                 let now = Reading::take(&reached.bus, gateways).await?;
-                board = Some(Board::of(&reached.shown, before.as_ref(), &now));
+                board = Some(Board::of(&reached.shown_url, before.as_ref(), &now));
                 before = Some(now);
             }
         }

@@ -1,12 +1,9 @@
 //! `qiyu up`: the whole system in one process, on a nats-server of its own.
 
-use std::{
-    io::{self, Write as _},
-    path::Path,
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow};
+pub(crate) use qiyu_explain::terminal::progress as note;
 use qiyu_nats::{
     bus,
     server::{self, ChildServer, DataDir, Guard, NatsServer},
@@ -84,12 +81,6 @@ pub(crate) async fn up(
 
 /// How long the rest may take to stop after a part has died.
 const DEATH_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Writes a line of progress to standard error, whatever is logged. Nobody
-/// listening there any more is not our trouble.
-pub(crate) fn note(line: &str) {
-    writeln!(io::stderr(), "qiyu: {line}").ok();
-}
 
 /// A running system and what it stands on.
 struct Up {

@@ -39,9 +39,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// One thing a viewer sees.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Shown {
+pub enum PlaybackEvent {
     /// Somebody spoke.
-    Said {
+    Message {
         /// The message.
         msg_id: MsgId,
         /// What it is about.
@@ -62,26 +62,26 @@ pub enum Shown {
 
 /// A recording being watched by one viewer.
 #[derive(Debug)]
-pub struct Reel {
+pub struct Playback {
     /// The position it begins behind.
     pub position: MsgId,
     /// What is seen, when it is due. Its end is the recording's.
-    pub shown: mpsc::Receiver<Shown>,
+    pub events: mpsc::Receiver<PlaybackEvent>,
 }
 
 /// Whatever can show rooms.
 pub trait Recording: Send + Sync + 'static {
     /// Begins showing `room`: behind `after`, else from its beginning. `None`:
     /// it has no such room. It ends early when the receiver is dropped.
-    fn begin(
+    fn open(
         &self,
         room: RoomId,
         after: Option<MsgId>,
-    ) -> impl Future<Output = Option<Reel>> + Send;
+    ) -> impl Future<Output = Option<Playback>> + Send;
 }
 
 /// Shows `recording` of `app` to everybody who connects to `listener`, until `stop`.
-pub async fn show<R: Recording>(
+pub async fn serve<R: Recording>(
     listener: TcpListener,
     origins: Vec<String>,
     app: AppId,
@@ -128,7 +128,7 @@ async fn meet<R: Recording>(
     let Some(room) = asked.room else {
         return upgrade::refuse(&mut stream, StatusCode::NOT_FOUND).await;
     };
-    let Some(reel) = recording.begin(room, asked.last_msg_id).await else {
+    let Some(reel) = recording.open(room, asked.last_msg_id).await else {
         return upgrade::refuse(&mut stream, StatusCode::NOT_FOUND).await;
     };
     if upgrade::accept(&mut stream, &asked).await.is_err() {
@@ -166,7 +166,7 @@ enum Next {
 impl Viewer {
     async fn watch(
         mut self,
-        mut reel: Reel,
+        mut reel: Playback,
         recovered: Option<bool>,
         stop: CancellationToken,
     ) -> Result<(), Broken> {
@@ -185,7 +185,7 @@ impl Viewer {
                         return Ok(());
                     }
                 }
-                shown = reel.shown.recv(), if !is_over => match shown {
+                shown = reel.events.recv(), if !is_over => match shown {
                     Some(shown) => self.show(&shown).await?,
                     // They may look at the last picture for as long as they like.
                     None => is_over = true,
@@ -194,18 +194,18 @@ impl Viewer {
         }
     }
 
-    async fn show(&mut self, shown: &Shown) -> Result<(), Broken> {
+    async fn show(&mut self, shown: &PlaybackEvent) -> Result<(), Broken> {
         let (app, room) = (self.app, self.room);
         let notice = |code, field: &str, number: u64| {
             Message::new(app, code, &format!(r#"{{"roomId":{room},"{field}":{number}}}"#), None)
         };
         let message = match shown {
-            Shown::Said { msg_id, biz_code, data } => {
+            PlaybackEvent::Message { msg_id, biz_code, data } => {
                 Message::new(app, *biz_code, data, Some(*msg_id))
             }
-            Shown::Viewers(number) => notice(biz::VIEWERS, "watchNum", *number),
-            Shown::Likes(number) => notice(biz::LIKES, "goodNum", *number),
-            Shown::Closed { msg_id } => {
+            PlaybackEvent::Viewers(number) => notice(biz::VIEWERS, "watchNum", *number),
+            PlaybackEvent::Likes(number) => notice(biz::LIKES, "goodNum", *number),
+            PlaybackEvent::Closed { msg_id } => {
                 let data = format!(r#"{{"roomId":{room}}}"#);
                 Message::new(app, biz::ROOM_CLOSED, &data, Some(*msg_id))
             }

@@ -17,10 +17,10 @@ use serde_json::json;
 
 use self::life::Life;
 pub(crate) use self::print::{moment, plural};
-use crate::{format::Format, reach::Reached, run::say, settings::Settings};
+use crate::{Config, access::LogAccess, format::Format, terminal::print as say};
 
 /// `qiyu trace` on the command line.
-pub(crate) fn command() -> Command {
+pub fn command() -> Command {
     let msg_id = Arg::new("msg-id")
         .value_name("MSGID")
         .help("The message: what its receipt and every copy of it name")
@@ -37,13 +37,13 @@ pub(crate) fn command() -> Command {
 }
 
 /// Tells what is known of the message named on the command line.
-pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<()> {
+pub async fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     let msg_id = *arguments.get_one::<MsgId>("msg-id").context("which message?")?;
     let user = arguments.get_one::<UserId>("user").copied();
     let format = Format::asked(arguments);
-    let reached = Reached::reach(settings).await?;
-    let life = Life::read(&reached.bus, msg_id, user).await;
-    reached.leave().await;
+    let access = LogAccess::connect(&config.log).await?;
+    let life = Life::read(&access.bus, msg_id, user).await;
+    access.close().await;
     let life = life?;
     let sentence = user.map(|user| verdict::of(&life, user));
     match (format, sentence) {

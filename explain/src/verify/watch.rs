@@ -11,11 +11,11 @@ use prometheus_client::{
     registry::Registry,
 };
 use qiyu_nats::Bus;
+use qiyu_schema::Secret;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{GRACE, Running, Scope, key::Projection, verify};
-use crate::settings::Settings;
 
 /// The first one comes at least so long after the start: what is verified may
 /// just have been started, too.
@@ -27,9 +27,21 @@ const FIRST_SPREAD: Duration = Duration::from_secs(10);
 /// owners or the database may be about to come.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+/// Settings of the role `verify`.
+#[derive(Clone, Debug)]
+pub struct WatchConfig {
+    /// Database of the room tables.
+    pub database_url: Secret,
+    /// With `max_sends`: how long a message may be on its way.
+    pub ack_wait: Duration,
+    pub max_sends: u32,
+    /// Time from the end of a verification to the next one.
+    pub interval: Duration,
+}
+
 /// Verifies in the background until its token is cancelled.
 #[derive(Debug)]
-pub(crate) struct Watch(TaskTracker);
+pub struct Watch(TaskTracker);
 
 /// What came of one verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,20 +111,20 @@ impl Watch {
     /// Begins to verify soon, and then again `every` so long after an end.
     /// Cheap enough for every few minutes, not for every few seconds: each time
     /// the whole log is read.
-    pub(crate) fn start(
-        settings: &Settings,
-        every: Duration,
+    pub fn start(
+        config: WatchConfig,
         bus: &Bus,
         registry: &mut Registry,
         stop: CancellationToken,
     ) -> Self {
         let metrics = Metrics::register(registry);
+        let every = config.interval;
         metrics.interval.set(every.as_secs_f64());
         let scope = Scope {
             room: None,
-            database_url: settings.database_url.expose().to_owned(),
+            database_url: config.database_url.expose().to_owned(),
             running: Running::Yes,
-            grace: grace(settings.ack_wait, settings.max_sends),
+            grace: grace(config.ack_wait, config.max_sends),
         };
         let (tasks, bus) = (TaskTracker::new(), bus.clone());
         tasks.spawn(async move {
@@ -131,7 +143,7 @@ impl Watch {
     }
 
     /// Waits until it has stopped.
-    pub(crate) async fn stopped(self) {
+    pub async fn stopped(self) {
         self.0.wait().await;
     }
 }

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::{Json, Router, extract::State, routing::post};
+use futures_util::future::BoxFuture;
 use qiyu_fanout::fold::Fold;
-use qiyu_gateway::playback::{self, Recording, Reel, Shown};
+use qiyu_gateway::playback::{self, Playback, PlaybackEvent, Recording};
 use qiyu_nats::{
     Bus,
     log::{From, LogEntry},
@@ -29,7 +30,7 @@ use super::{
     selection::Selection,
     tape::{Draught, Tape, Until},
 };
-use crate::{http, run::say};
+use crate::terminal::print as say;
 
 /// Pictures a viewer may be behind before the reel waits for them.
 const AHEAD: usize = 256;
@@ -59,6 +60,13 @@ pub(crate) struct Theatre {
     pub(crate) stop: CancellationToken,
 }
 
+/// The page that shows a playback, and the HTTP server that serves it: both
+/// belong to the program.
+pub struct Page {
+    pub router: Router,
+    pub serve: fn(TcpListener, Router, CancellationToken) -> BoxFuture<'static, ()>,
+}
+
 /// Where to listen.
 pub(crate) struct Doors {
     pub(crate) http: SocketAddr,
@@ -67,31 +75,31 @@ pub(crate) struct Doors {
 }
 
 /// Shows `theatre` until it is told to stop.
-pub(crate) async fn serve(theatre: Theatre, doors: Doors) -> anyhow::Result<()> {
+pub(crate) async fn serve(theatre: Theatre, doors: Doors, page: Page) -> anyhow::Result<()> {
     let bound = |what, address| async move {
         let listener = TcpListener::bind(address).await;
         listener.with_context(|| format!("listen on {address} ({what})"))
     };
-    let page = bound("--http-listen", doors.http).await?;
+    let page_listener = bound("--http-listen", doors.http).await?;
     let sockets = bound("--serve, --ws-listen", doors.ws).await?;
-    let (page_addr, ws_addr) = (page.local_addr()?, sockets.local_addr()?);
+    let (page_addr, ws_addr) = (page_listener.local_addr()?, sockets.local_addr()?);
     let (stop, tasks, room) = (theatre.stop.clone(), theatre.tasks.clone(), theatre.room);
     let (app, theatre) = (theatre.app, Arc::new(theatre));
-    let router = router(Arc::clone(&theatre), ws_addr);
+    let router = router(Arc::clone(&theatre), ws_addr, page.router);
     say(&format!(
         "room {room} is shown to everybody who connects (Ctrl-C ends it)\n  \
          {:<10} http://{page_addr}/#/room/{room}\n  {:<10} ws://{ws_addr}/",
         "page", "websocket"
     ));
-    let shown = playback::show(sockets, doors.origins, app, theatre, stop.clone());
-    tokio::join!(shown, http::serve(page, router, stop));
+    let shown = playback::serve(sockets, doors.origins, app, theatre, stop.clone());
+    tokio::join!(shown, (page.serve)(page_listener, router, stop));
     tasks.close();
     tasks.wait().await;
     Ok(())
 }
 
 impl Recording for Theatre {
-    async fn begin(&self, room: RoomId, after: Option<MsgId>) -> Option<Reel> {
+    async fn open(&self, room: RoomId, after: Option<MsgId>) -> Option<Playback> {
         if room != self.room {
             return None;
         }
@@ -129,7 +137,7 @@ impl Recording for Theatre {
                 tracing::warn!(error = %format!("{error:#}"), "a viewer's reel broke");
             }
         });
-        Some(Reel { position: after, shown })
+        Some(Playback { position: after, events: shown })
     }
 }
 
@@ -139,7 +147,7 @@ struct Projector {
     room: RoomId,
     fold: Fold,
     pace: Pace,
-    tx: mpsc::Sender<Shown>,
+    tx: mpsc::Sender<PlaybackEvent>,
     told: Option<RoomCounts>,
     told_at: Instant,
 }
@@ -199,9 +207,9 @@ impl Projector {
             Event::RoomMessageSent { sender, biz_code, data, .. }
                 if open && !self.is_repeat(sender, record.at_ms) =>
             {
-                Some(Shown::Said { msg_id, biz_code: *biz_code, data: data.clone() })
+                Some(PlaybackEvent::Message { msg_id, biz_code: *biz_code, data: data.clone() })
             }
-            Event::RoomClosed { .. } => Some(Shown::Closed { msg_id }),
+            Event::RoomClosed { .. } => Some(PlaybackEvent::Closed { msg_id }),
             _ => None,
         };
         self.fold.apply(msg_id, record);
@@ -231,15 +239,15 @@ impl Projector {
         self.told = Some(counts);
         self.told_at = Instant::now();
         if counts.watch_num != told.watch_num {
-            self.send(Shown::Viewers(counts.watch_num)).await?;
+            self.send(PlaybackEvent::Viewers(counts.watch_num)).await?;
         }
         if counts.good_num != told.good_num {
-            self.send(Shown::Likes(counts.good_num)).await?;
+            self.send(PlaybackEvent::Likes(counts.good_num)).await?;
         }
         Ok(())
     }
 
-    async fn send(&self, shown: Shown) -> Result<(), Gone> {
+    async fn send(&self, shown: PlaybackEvent) -> Result<(), Gone> {
         self.tx.send(shown).await.map_err(|_| Gone)
     }
 }
@@ -250,7 +258,7 @@ struct Answers {
     ws: SocketAddr,
 }
 
-fn router(theatre: Arc<Theatre>, ws: SocketAddr) -> Router {
+fn router(theatre: Arc<Theatre>, ws: SocketAddr, page: Router) -> Router {
     let answers = Arc::new(Answers { theatre, ws });
     Router::new()
         .route("/user/login", post(who))
@@ -259,7 +267,7 @@ fn router(theatre: Arc<Theatre>, ws: SocketAddr) -> Router {
         .route("/living/anchorConfig", post(room))
         .route("/im/getImConfig", post(ticket))
         .with_state(answers)
-        .merge(qiyu_api::page_router())
+        .merge(page)
 }
 
 fn success(data: Value) -> Json<Value> {

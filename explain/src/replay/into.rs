@@ -21,7 +21,7 @@ use super::{
     tape::Tape,
     translate::{Translated, Translator},
 };
-use crate::{settings::Settings, up::note};
+use crate::{access::LogAccessConfig, terminal::progress as note};
 
 /// How long the sandbox may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,17 +58,17 @@ impl Sandbox {
     /// When it does not answer, is no log of a qiyu, or is the one `source` is of.
     pub(crate) async fn open(
         url: &str,
-        settings: &Settings,
+        log: &LogAccessConfig,
         source: Source<'_>,
     ) -> anyhow::Result<Self> {
         let shown = bus::shown(url);
         let config = BusConfig {
             url: Secret::new(url),
             name: "qiyu replay --into".to_owned(),
-            replicas: settings.replicas,
-            retain: settings.retain,
-            ack_wait: settings.ack_wait,
-            profile: settings.profile,
+            replicas: log.replicas,
+            retain: log.retain,
+            ack_wait: log.ack_wait,
+            profile: log.profile,
         };
         let connected = timeout(PATIENCE, Bus::connect(&config)).await;
         let bus = connected.with_context(|| format!("no NATS answers at {shown}"))??;

@@ -326,7 +326,7 @@ pub(crate) fn header(
     (after, from_ms): (u64, u64),
     (until, until_ms): (u64, u64),
     origin: &Origin,
-    settings: &crate::settings::Settings,
+    settings: &[String],
 ) -> Header {
     Header {
         capsule: VERSION,
@@ -342,7 +342,7 @@ pub(crate) fn header(
         start_known: false,
         redacted: false,
         log: LogFacts::of(origin),
-        settings: settings.to_string().lines().map(str::to_owned).collect(),
+        settings: settings.to_vec(),
     }
 }
 

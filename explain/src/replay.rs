@@ -31,6 +31,7 @@ use qiyu_schema::{AppId, RoomId, UserId, subject};
 use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::serve::Page;
 use self::{
     audience::while_read,
     capsule::{Capsule, EVENTS_MAX, Words},
@@ -44,10 +45,15 @@ use self::{
     state::Scene,
     tape::{Draught, Tape, Until},
 };
-use crate::{format::Format, reach::Reached, run::say, settings::Settings, up::note};
+use crate::{
+    Config,
+    access::LogAccess,
+    format::Format,
+    terminal::{print as say, progress as note},
+};
 
 /// What replay accepts.
-pub(crate) fn command() -> Command {
+pub fn command() -> Command {
     let value = |name: &'static str, shown: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(shown).help(help)
     };
@@ -109,20 +115,21 @@ pub(crate) fn command() -> Command {
         )
 }
 
-/// Does what the command line asks. Must be awaited on the main thread: see [`Reached::reach`].
-pub(crate) async fn replay(
+/// Does what the command line asks. Must be awaited on the main thread: see [`LogAccess::connect`].
+pub async fn run(
     arguments: &ArgMatches,
-    settings: &Settings,
+    settings: &Config,
+    page: Page,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let asked = Asked::read(arguments, settings)?;
     if let Some(path) = &asked.load {
         let capsule = Capsule::load(path)?;
-        return Box::pin(perform_kept(&asked, capsule, settings, stop)).await;
+        return Box::pin(perform_kept(&asked, capsule, settings, page, stop)).await;
     }
-    let reached = Reached::reach(settings).await?;
-    let done = Box::pin(perform(&asked, &reached, settings, stop)).await;
-    reached.leave().await;
+    let reached = LogAccess::connect(&settings.log).await?;
+    let done = Box::pin(perform(&asked, &reached, settings, page, stop)).await;
+    reached.close().await;
     done
 }
 
@@ -160,7 +167,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<Self> {
+    fn read(arguments: &ArgMatches, settings: &Config) -> anyhow::Result<Self> {
         let now = OffsetDateTime::now_utc();
         let given = |name: &str| arguments.get_one::<String>(name).map(String::as_str);
         let moment = |name: &str| {
@@ -271,8 +278,9 @@ impl Asked {
 
 async fn perform(
     asked: &Asked,
-    reached: &Reached,
-    settings: &Settings,
+    reached: &LogAccess,
+    settings: &Config,
+    page: Page,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let bus = &reached.bus;
@@ -288,7 +296,7 @@ async fn perform(
         let scene = window.scene(bus, app, room).await;
         let film = Film::Log { bus: Box::new(bus.clone()), until: Until::Seq(window.until.0) };
         let theatre = theatre(asked, (app, room), film, window.after.0, scene.as_ref(), stop);
-        return serve(theatre, doors(settings, ws)).await;
+        return serve(theatre, doors(settings, ws), page).await;
     }
     if asked.state {
         let Whom::Room(app, room) = asked.whom else { bail!("--state needs --room, or --load") };
@@ -300,7 +308,7 @@ async fn perform(
     }
     let began = Instant::now();
     let selection = asked.selection(bus).await?;
-    note(&format!("{}; from {}", selection.coverage(), reached.shown));
+    note(&format!("{}; from {}", selection.coverage(), reached.shown_url));
     let (start, until, draught) = (asked.start(), asked.until(), asked.draught());
     let mut tape = Tape::of_log(bus.clone(), selection.filters(), start, until, draught);
     let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
@@ -316,7 +324,8 @@ async fn perform(
 async fn perform_kept(
     asked: &Asked,
     capsule: Capsule,
-    settings: &Settings,
+    settings: &Config,
+    page: Page,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     note(&capsule.described());
@@ -328,7 +337,7 @@ async fn perform_kept(
     if let Some(url) = &asked.into {
         let before = capsule.scene_before(asked.from)?.as_ref().map(prelude::of);
         let source = into::Source::Capsule { created_ns: &capsule.header.log.created_ns };
-        let sandbox = Sandbox::open(url, settings, source).await?;
+        let sandbox = Sandbox::open(url, &settings.log, source).await?;
         sandbox.make_way(capsule.header.app, capsule.header.room).await?;
         let mut tape = Tape::Kept(events.into_iter());
         let pace = Pace::new(asked.speed);
@@ -340,7 +349,7 @@ async fn perform_kept(
         let (whose, film) = ((capsule.header.app, capsule.header.room), Film::Capsule(events));
         let theatre = theatre(asked, whose, film, after, scene.as_ref(), stop);
         let theatre = Theatre { name: capsule.name(), ..theatre };
-        return serve(theatre, doors(settings, ws)).await;
+        return serve(theatre, doors(settings, ws), page).await;
     }
     let selection = Selection::Room(capsule.header.app, capsule.header.room);
     let mut tape = Tape::Kept(events.into_iter());
@@ -356,10 +365,10 @@ async fn pour(
     asked: &Asked,
     bus: &Bus,
     url: &str,
-    settings: &Settings,
+    settings: &Config,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let sandbox = Sandbox::open(url, settings, into::Source::Log(bus)).await?;
+    let sandbox = Sandbox::open(url, &settings.log, into::Source::Log(bus)).await?;
     let window = Window::of(asked, bus).await?;
     let mut before = Vec::new();
     if let Whom::Room(app, room) = asked.whom {
@@ -398,7 +407,7 @@ fn theatre(
     }
 }
 
-fn doors(settings: &Settings, ws: SocketAddr) -> Doors {
+fn doors(settings: &Config, ws: SocketAddr) -> Doors {
     Doors { http: settings.http_listen, ws, origins: settings.origins.clone() }
 }
 
@@ -406,7 +415,7 @@ async fn save(
     asked: &Asked,
     (app, room): (AppId, RoomId),
     bus: &Bus,
-    settings: &Settings,
+    settings: &Config,
     path: &Path,
 ) -> anyhow::Result<()> {
     let window = Window::of(asked, bus).await?;
@@ -424,8 +433,13 @@ async fn save(
         events.push(entry);
     }
     tape.close().await;
-    let mut header =
-        capsule::header((app, room), window.after, window.until, &bus.origin().await?, settings);
+    let mut header = capsule::header(
+        (app, room),
+        window.after,
+        window.until,
+        &bus.origin().await?,
+        &settings.masked,
+    );
     header.start_known = start.is_some();
     header.redacted = asked.words == Words::Redacted;
     let capsule = Capsule::of(header, start.as_ref(), events);

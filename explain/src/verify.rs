@@ -16,6 +16,7 @@ mod report;
 mod watch;
 
 use std::{
+    ops::RangeInclusive,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -24,19 +25,14 @@ use clap::{Arg, ArgMatches, Command};
 use qiyu_nats::Bus;
 use qiyu_schema::{AppId, Partition, RoomId};
 
-pub(crate) use self::watch::Watch;
+pub use self::watch::{Watch, WatchConfig};
 use self::{compare::Comparison, report::Report};
-use crate::{
-    format::Format,
-    reach::Reached,
-    run::say,
-    settings::{self, Settings},
-};
+use crate::{Config, access::LogAccess, format::Format, terminal::print as say};
 
 /// Something differs.
 const DIFFERS: u8 = 1;
 /// Something could not be checked.
-pub(crate) const UNCHECKED: u8 = 2;
+pub const UNCHECKED: u8 = 2;
 
 /// What is verified.
 #[derive(Clone, Debug)]
@@ -72,8 +68,11 @@ impl Scope {
     }
 }
 
+/// Parses a duration as the settings do, within a range; the error says which are accepted.
+pub type ParseDuration = fn(&str, RangeInclusive<Duration>) -> Result<Duration, String>;
+
 /// `qiyu verify` on the command line.
-pub(crate) fn command() -> Command {
+pub fn command(parse_duration: ParseDuration) -> Command {
     let room = Arg::new("room")
         .long("room")
         .value_name("ROOMID")
@@ -83,7 +82,7 @@ pub(crate) fn command() -> Command {
         .long("grace")
         .value_name("DURATION")
         .help("How long a message may be on its way before its outcome is missed [default: 60s]")
-        .value_parser(|text: &str| settings::duration(text, Duration::ZERO..=GRACE_MAX));
+        .value_parser(move |text: &str| parse_duration(text, Duration::ZERO..=GRACE_MAX));
     Command::new("verify")
         .about("Compare everything derived from the log with the log")
         .after_help(
@@ -94,17 +93,17 @@ pub(crate) fn command() -> Command {
 }
 
 /// Verifies what the command line names, and says what came of it.
-pub(crate) async fn run(arguments: &ArgMatches, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode> {
     let room = arguments.get_one::<RoomId>("room").copied();
-    let reached = Reached::reach(settings).await?;
+    let access = LogAccess::connect(&config.log).await?;
     let scope = Scope {
-        room: settings.apps.first().copied().zip(room),
-        database_url: settings.database_url.expose().to_owned(),
-        running: if reached.is_running() { Running::Yes } else { Running::No },
+        room: config.apps.first().copied().zip(room),
+        database_url: config.database_url.expose().to_owned(),
+        running: if access.is_running() { Running::Yes } else { Running::No },
         grace: arguments.get_one::<Duration>("grace").copied().unwrap_or(GRACE),
     };
-    let report = verify(&reached.bus, &scope).await;
-    reached.leave().await;
+    let report = verify(&access.bus, &scope).await;
+    access.close().await;
     let report = report?;
     say(&match Format::asked(arguments) {
         Format::Json => serde_json::to_string(&report)?,
