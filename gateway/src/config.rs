@@ -1,4 +1,4 @@
-//! Settings of a gateway.
+//! The settings of a gateway.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -6,68 +6,61 @@ use qiyu_schema::{AppId, GatewayId, ticket::TicketKey};
 
 use crate::send::content::ContentConfig;
 
-/// Settings of a gateway; defaults are in the root package's settings table.
+/// The settings of a gateway; defaults are in the root package's settings table.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Its lasting name.
+    /// The name that all incarnations of this gateway share.
     pub id: GatewayId,
-    /// Where WebSockets are accepted.
     pub ws_listen: SocketAddr,
-    /// Where TCP connections are accepted.
     pub tcp_listen: SocketAddr,
-    /// Where clients reach the WebSocket port. `None`: the listen address.
+    /// The address at which clients reach the WebSocket port. `None`: the listen
+    /// address.
     pub advertise_ws: Option<String>,
-    /// Where clients reach the TCP port. `None`: the listen address.
+    /// The address at which clients reach the TCP port. `None`: the listen
+    /// address.
     pub advertise_tcp: Option<String>,
-    /// Tenants that may log in.
+    /// The apps (tenants) whose users may log in.
     pub apps: Vec<AppId>,
-    /// How long a connection has to acknowledge before a message is sent again.
+    /// How long a connection may take to acknowledge before a message is sent again.
     pub ack_wait: Duration,
-    /// Copies of a message a connection gets at most.
+    /// Copies of a message that a connection gets at most.
     pub max_sends: u32,
     /// Silence after which a connection is closed.
     pub idle_timeout: Duration,
     /// How long a connection may take to log in.
     pub login_deadline: Duration,
-    /// Bytes of body a frame may have.
+    /// Bytes of a frame's body at most.
     pub max_frame: usize,
     /// Business frames a second, per connection.
     pub send_rate: f64,
-    /// Business frames at once, per connection.
     pub send_burst: u32,
-    /// Business frames a second, per user: all their connections here. 0: no limit.
+    /// Business frames a second, per user with all connections here. 0: no limit.
     pub user_rate: f64,
-    /// Business frames at once, per user.
     pub user_burst: u32,
     /// Business frames a second, per address. 0: no limit.
     pub address_rate: f64,
-    /// Business frames at once, per address.
     pub address_burst: u32,
     /// Messages a second to one room, through this gateway. 0: no limit.
     pub room_rate: f64,
-    /// Messages at once to one room.
     pub room_burst: u32,
-    /// New connections a second, per address and per user.
+    /// New connections a second, per address and per user. 0: no limit.
     pub connect_rate: f64,
-    /// New connections at once, per address and per user.
     pub connect_burst: u32,
-    /// What a further login of the same user means.
     pub multi_device: MultiDevice,
     /// Web origins that may connect. Empty: only pages of the same host; `*`: all.
     pub origins: Vec<String>,
-    /// How long a stopping gateway gives its clients to move.
+    /// How long a drain gives clients to move to another gateway.
     pub drain_window: Duration,
-    /// How content is checked.
     pub content: ContentConfig,
-    /// What tickets are signed with.
+    /// The key that tickets are signed with.
     pub ticket_key: TicketKey,
 }
 
-/// What a further login of the same user means.
+/// The effect of a further login of the same user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MultiDevice {
-    /// One more device, up to five.
+    /// A user may have up to five connections.
     Allow,
-    /// The older ones are closed.
+    /// The older connections are closed.
     Replace,
 }

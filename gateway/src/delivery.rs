@@ -47,7 +47,7 @@ use self::{
 use crate::{
     delivery::connection::Connection,
     delivery::in_flight::{Desk, Entry, Sample, Terms},
-    frame::Message,
+    frame::EncodedMessage,
 };
 
 /// Orders waiting for this task. Whoever sends one waits when it is full.
@@ -182,8 +182,8 @@ impl DeliveryTask {
             return self.take_again(Arc::clone(entry), delivery.ack).await;
         }
         let (seq, ack) = (delivery.seq, delivery.ack.clone());
-        let step = self.with.bus.step("deliver", delivery.trail.as_ref());
-        let place = Place { seq, ack: ack.clone(), step };
+        let span = self.with.bus.start_span("deliver", delivery.trace_context.as_ref());
+        let place = Place { seq, ack: ack.clone(), span };
         match delivery.envelope() {
             Ok(Envelope::Room { app, room, msg_id, prev, from, biz_code, data, at_ms }) => {
                 let what = What::Said { from, biz_code, data, at_ms };
@@ -197,15 +197,15 @@ impl DeliveryTask {
                 self.tell_latecomers((app, room), msg_id, place, &late);
             }
             Ok(Envelope::Repeat { app, room, msg_id, sends, from, biz_code, data, to }) => {
-                let message = Message::new(app, biz_code, &data, Some(msg_id));
+                let message = EncodedMessage::new(app, biz_code, &data, Some(msg_id));
                 let again = From::Again(place);
                 let entry = self.open(app, Some(room), msg_id, message, again, None);
                 entry.sent_before(sends);
                 let here = to.iter().filter_map(|id| self.connections.get(id));
-                entry.send_to(here.filter(|c| Some(c.who.user) != from));
+                entry.send_to(here.filter(|c| Some(c.identity.user) != from));
             }
             Ok(Envelope::Direct { app, msg_id, biz_code, data, to, at_ms, .. }) => {
-                let message = Message::new(app, biz_code, &data, Some(msg_id));
+                let message = EncodedMessage::new(app, biz_code, &data, Some(msg_id));
                 let sample = at_ms.map(|at_ms| Sample::of(at_ms, msg_id, 1));
                 let entry = self.open(app, None, msg_id, message, From::Queue(place), sample);
                 self.arrive_direct(&entry, &to);

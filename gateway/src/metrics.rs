@@ -1,118 +1,114 @@
-//! What a gateway counts.
-
-use std::time::Duration;
+//! The metrics of the gateway, and their labels.
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use qiyu_schema::event::Ending;
+use qiyu_runtime::metrics::{Latency, LatencyBounds};
+use qiyu_schema::event::DisconnectReason;
 
-use crate::frame::Reason;
+use crate::frame::RefusalCode;
 
-/// Every metric of this crate.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Metrics {
-    /// Connections logged in.
-    pub(crate) connections: Gauge,
-    /// Logins that worked.
-    pub(crate) logins: Counter,
-    /// Logins refused, whatever the reason.
-    pub(crate) logins_refused: Counter,
-    /// Business frames stored in the log.
-    pub(crate) accepted: Counter,
-    /// Business frames refused.
-    refused: Family<ReasonLabel, Counter>,
-    /// The sum of them, for vitals.
-    pub(crate) refused_in_all: Counter,
-    /// What came too fast, by what was shared out.
-    limited: Family<LimitLabel, Counter>,
-    /// Questions about content that were not answered in time.
-    pub(crate) checks_failed: Counter,
-    /// Copies of messages put on connections' queues, first sends.
-    pub(crate) written: Counter,
-    /// Copies sent again.
-    pub(crate) resent: Counter,
-    /// Connections that acknowledged a message.
-    pub(crate) acknowledged: Counter,
-    /// Connections a message was given up for.
-    pub(crate) given_up: Counter,
-    /// Envelopes delivered to this gateway and not settled yet.
-    pub(crate) envelopes_pending: Gauge,
-    /// Messages whose envelope was lost and which were read from the log.
-    pub(crate) gap_fills: Counter,
-    /// Connections ended.
-    pub(crate) ended: Family<EndingLabel, Counter>,
-    /// Time from handing a message to the log to the log's confirmation.
-    pub(crate) append: Latency,
-    /// Time from accepting a message to its last byte leaving for one recipient.
-    pub(crate) delivery: Latency,
-    /// Time from accepting a message to that recipient's acknowledgement.
-    pub(crate) acknowledgement: Latency,
-    /// Bytes waiting for connections, all together.
-    pub(crate) queue_bytes: Gauge,
-    /// Bytes waiting for the connection with the most.
-    pub(crate) queue_bytes_max: Gauge,
-    /// Partitions that take no messages because their fan-out is behind.
-    pub(crate) brakes_on: Gauge,
-    /// Envelopes in this gateway's queue that it was not handed yet.
-    pub(crate) outbox_waiting: Gauge,
-    /// Envelopes it was handed and the queue has not seen acknowledged.
-    pub(crate) outbox_unacknowledged: Gauge,
-}
-
-/// How long something took.
-#[derive(Clone, Debug)]
-pub(crate) struct Latency(Histogram);
-
-impl Default for Latency {
-    fn default() -> Self {
-        // From one hop over loopback to where an append is given up (10 s).
-        Self(Histogram::new([
-            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-        ]))
+qiyu_runtime::metrics! {
+    prefix = "qiyu_gateway";
+    /// Every metric of this crate.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Metrics {
+        pub(crate) connections: Gauge = "Connections logged in";
+        pub(crate) logins: Counter = "Logins that succeeded";
+        pub(crate) logins_refused: Counter = "Logins refused";
+        pub(crate) accepted: Counter = "Business frames stored in the log";
+        refused: Family<RefusalLabel, Counter> = "Business frames refused, by reason";
+        too_fast: Family<LimitLabel, Counter> =
+            "Logins and business frames refused for their rate, by limit";
+        pub(crate) content_checks_failed: Counter =
+            "Requests to the content webhook that got no usable response in time";
+        pub(crate) written: Counter = "First copies of messages put on connections' queues";
+        pub(crate) resent: Counter = "Further copies of messages put on connections' queues";
+        pub(crate) acknowledged: Counter = "Acknowledgements that counted";
+        pub(crate) given_up: Counter = "Deliveries never acknowledged";
+        pub(crate) envelopes_pending: Gauge =
+            "Envelopes delivered to this gateway and not resolved yet";
+        pub(crate) gap_fills: Counter =
+            "Messages read from the log because their envelope was lost";
+        pub(crate) ended: Family<EndingLabel, Counter> = "Connections ended, by reason";
+        pub(crate) append_duration_seconds: Latency<Bounds> =
+            "Time from sending a message to the log to the log's confirmation";
+        /// Measured at one recipient of each message.
+        pub(crate) delivery_duration_seconds: Latency<Bounds> =
+            "Time from accepting a message to writing it to one recipient's socket";
+        /// Measured at one recipient of each message.
+        pub(crate) acknowledgement_duration_seconds: Latency<Bounds> =
+            "Time from accepting a message to one recipient's acknowledgement";
+        pub(crate) queue_bytes: Gauge = "Bytes waiting for all connections";
+        pub(crate) queue_bytes_max: Gauge = "Bytes waiting for the connection with the most";
+        pub(crate) brakes_on: Gauge =
+            "Partitions that take no messages because their fan-out is behind";
+        pub(crate) outbox_waiting: Gauge =
+            "Envelopes in this gateway's queue that were not delivered to it yet";
+        pub(crate) outbox_unacknowledged: Gauge =
+            "Envelopes delivered to this gateway and not acknowledged to the queue";
     }
 }
 
-impl Latency {
-    pub(crate) fn observe(&self, took: Duration) {
-        self.0.observe(took.as_secs_f64());
+impl Metrics {
+    /// Registers every metric, with every label value at 0: a query for an
+    /// increase would miss the first one otherwise.
+    pub(crate) fn with_labels(registry: &mut Registry) -> Self {
+        let metrics = Self::register(registry);
+        for code in RefusalCode::ALL {
+            drop(metrics.refused.get_or_create(&code.into()));
+        }
+        for limit in Limit::ALL {
+            drop(metrics.too_fast.get_or_create(&limit.into()));
+        }
+        for ending in ENDINGS {
+            drop(metrics.ended.get_or_create(&ending.into()));
+        }
+        metrics
     }
 
-    /// Since a moment of this or another machine's clock; clocks that differ
-    /// the wrong way make it nothing, not negative.
-    pub(crate) fn observe_since(&self, at_ms: u64) {
-        self.observe(Duration::from_millis(qiyu_nats::now_ms().saturating_sub(at_ms)));
+    /// Counts a refused business frame.
+    pub(crate) fn count_refusal(&self, code: RefusalCode) {
+        self.refused.get_or_create(&code.into()).inc();
+    }
+
+    /// Returns the number of refused business frames.
+    pub(crate) fn refusals(&self) -> u64 {
+        let count = |code: &RefusalCode| self.refused.get_or_create(&(*code).into()).get();
+        RefusalCode::ALL.iter().map(count).sum()
+    }
+
+    /// Counts a login or a business frame that exceeded `limit`.
+    pub(crate) fn count_rate_limited(&self, limit: Limit) {
+        self.too_fast.get_or_create(&limit.into()).inc();
     }
 }
 
-/// Label of [`Metrics::refused`].
+/// The bounds of the latency histograms: from one hop over loopback to the
+/// deadline of an append (10 s).
+#[derive(Debug)]
+pub(crate) struct Bounds;
+
+impl LatencyBounds for Bounds {
+    const SECONDS: &'static [f64] =
+        &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+}
+
+/// The label of [`Metrics::refused`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct ReasonLabel {
+pub(crate) struct RefusalLabel {
     reason: i32,
 }
 
-impl From<Reason> for ReasonLabel {
-    fn from(reason: Reason) -> Self {
-        Self { reason: reason.code() }
+impl From<RefusalCode> for RefusalLabel {
+    fn from(code: RefusalCode) -> Self {
+        Self { reason: code.code() }
     }
 }
 
-/// How a connection ends here.
-const ENDINGS: [Ending; 10] = [
-    Ending::Logout,
-    Ending::Disconnect,
-    Ending::Idle,
-    Ending::Slow,
-    Ending::Abuse,
-    Ending::Replaced,
-    Ending::Kicked,
-    Ending::Banned,
-    Ending::Drained,
-    Ending::Unstored,
-];
-/// What is shared out.
+/// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Limit {
     ConnectAddress,
@@ -121,7 +117,7 @@ pub(crate) enum Limit {
     SendUser,
     SendAddress,
     SendRoom,
-    /// Fan-out is far behind.
+    /// Backpressure: the partition's fan-out is far behind.
     SendPartition,
 }
 
@@ -137,6 +133,7 @@ impl Limit {
     ];
 }
 
+/// The labels of [`Metrics::too_fast`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LimitLabel {
     what: &'static str,
@@ -158,138 +155,50 @@ impl From<Limit> for LimitLabel {
     }
 }
 
-/// Label of [`Metrics::ended`].
+/// The endings that this crate produces.
+const ENDINGS: [DisconnectReason; 10] = [
+    DisconnectReason::Logout,
+    DisconnectReason::Disconnect,
+    DisconnectReason::Idle,
+    DisconnectReason::Slow,
+    DisconnectReason::Abuse,
+    DisconnectReason::Replaced,
+    DisconnectReason::Kicked,
+    DisconnectReason::Banned,
+    DisconnectReason::Drained,
+    DisconnectReason::Unstored,
+];
+
+/// The label of [`Metrics::ended`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct EndingLabel {
     reason: EndingValue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct EndingValue(Ending);
+struct EndingValue(DisconnectReason);
 
 impl EncodeLabelValue for EndingValue {
-    fn encode(
-        &self,
-        encoder: &mut prometheus_client::encoding::LabelValueEncoder<'_>,
-    ) -> Result<(), std::fmt::Error> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let name = match self.0 {
-            Ending::Logout => "logout",
-            Ending::Disconnect => "disconnect",
-            Ending::Idle => "idle",
-            Ending::Slow => "slow",
-            Ending::Abuse => "abuse",
-            Ending::Replaced => "replaced",
-            Ending::Kicked => "kicked",
-            Ending::Banned => "banned",
-            Ending::Drained => "drained",
-            Ending::Unstored => "unstored",
-            Ending::Other => "other",
+            DisconnectReason::Logout => "logout",
+            DisconnectReason::Disconnect => "disconnect",
+            DisconnectReason::Idle => "idle",
+            DisconnectReason::Slow => "slow",
+            DisconnectReason::Abuse => "abuse",
+            DisconnectReason::Replaced => "replaced",
+            DisconnectReason::Kicked => "kicked",
+            DisconnectReason::Banned => "banned",
+            DisconnectReason::Drained => "drained",
+            DisconnectReason::Unstored => "unstored",
+            DisconnectReason::Other => "other",
         };
         EncodeLabelValue::encode(&name, encoder)
     }
 }
 
-impl From<Ending> for EndingLabel {
-    fn from(ending: Ending) -> Self {
+impl From<DisconnectReason> for EndingLabel {
+    fn from(ending: DisconnectReason) -> Self {
         Self { reason: EndingValue(ending) }
-    }
-}
-
-impl Metrics {
-    /// A business frame was refused.
-    pub(crate) fn refuse(&self, reason: Reason) {
-        self.refused.get_or_create(&reason.into()).inc();
-        self.refused_in_all.inc();
-    }
-
-    /// Something was refused because it came too fast.
-    pub(crate) fn too_fast(&self, limit: Limit) {
-        self.limited.get_or_create(&limit.into()).inc();
-    }
-
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        // From the start at 0: who looks for an increase would miss the first one.
-        for reason in Reason::ALL {
-            drop(m.refused.get_or_create(&reason.into()));
-        }
-        for limit in Limit::ALL {
-            drop(m.limited.get_or_create(&limit.into()));
-        }
-        for ending in ENDINGS {
-            drop(m.ended.get_or_create(&ending.into()));
-        }
-        let r = registry.sub_registry_with_prefix("qiyu_gateway");
-        r.register("connections", "Connections logged in", m.connections.clone());
-        r.register("logins", "Logins that worked", m.logins.clone());
-        r.register("logins_refused", "Logins refused", m.logins_refused.clone());
-        r.register("accepted", "Business frames stored in the log", m.accepted.clone());
-        r.register("refused", "Business frames refused, by reason", m.refused.clone());
-        r.register(
-            "too_fast",
-            "Logins and business frames refused for their rate, by what was shared out",
-            m.limited.clone(),
-        );
-        r.register(
-            "content_checks_failed",
-            "Questions about content that were not answered in time",
-            m.checks_failed.clone(),
-        );
-        r.register("written", "Copies put on connections' queues, first sends", m.written.clone());
-        r.register("resent", "Copies sent again", m.resent.clone());
-        r.register("acknowledged", "Acknowledgements that counted", m.acknowledged.clone());
-        r.register("given_up", "Deliveries never acknowledged", m.given_up.clone());
-        r.register(
-            "envelopes_pending",
-            "Envelopes delivered to this gateway and not settled yet",
-            m.envelopes_pending.clone(),
-        );
-        r.register(
-            "gap_fills",
-            "Messages read from the log because their envelope was lost",
-            m.gap_fills.clone(),
-        );
-        r.register("ended", "Connections ended, by reason", m.ended.clone());
-        r.register(
-            "append_duration_seconds",
-            "Time from handing a message to the log to the log's confirmation",
-            m.append.0.clone(),
-        );
-        r.register(
-            "delivery_duration_seconds",
-            "Time from accepting a message to writing it to a recipient's socket; one of each message's",
-            m.delivery.0.clone(),
-        );
-        r.register(
-            "acknowledgement_duration_seconds",
-            "Time from accepting a message to a recipient's acknowledgement; one of each message's",
-            m.acknowledgement.0.clone(),
-        );
-        r.register(
-            "queue_bytes",
-            "Bytes waiting for connections, all together",
-            m.queue_bytes.clone(),
-        );
-        r.register(
-            "queue_bytes_max",
-            "Bytes waiting for the connection with the most",
-            m.queue_bytes_max.clone(),
-        );
-        r.register(
-            "brakes_on",
-            "Partitions that take no messages because their fan-out is behind",
-            m.brakes_on.clone(),
-        );
-        r.register(
-            "outbox_waiting",
-            "Envelopes in this gateway's queue that it was not handed yet",
-            m.outbox_waiting.clone(),
-        );
-        r.register(
-            "outbox_unacknowledged",
-            "Envelopes it was handed and the queue has not seen acknowledged",
-            m.outbox_unacknowledged.clone(),
-        );
-        m
     }
 }

@@ -2,5 +2,6 @@
 
 pub(crate) mod listen;
 pub mod playback;
+pub(crate) mod protocol;
 pub(crate) mod socket;
 pub(crate) mod upgrade;

@@ -12,13 +12,14 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use qiyu_schema::{ConnId, MsgId, RoomId, event::Ending, ledger::Reason as Why};
+use qiyu_schema::{ConnId, MsgId, RoomId, ledger::UnackedReason as Why};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
+    close::CloseReason,
     delivery::in_flight::{Copy, Entry, Settled},
-    frame::{Message, Reply, Wire, code},
-    send::request::Identity,
+    frame::{EncodedMessage, Reply, Transport, code},
+    session::identity::ClientIdentity,
 };
 
 /// Bytes a connection may have waiting while it takes nothing. The messages are
@@ -40,8 +41,8 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// A logged-in connection.
 pub(crate) struct Connection {
     pub(crate) id: ConnId,
-    pub(crate) who: Identity,
-    wire: Wire,
+    pub(crate) identity: ClientIdentity,
+    transport: Transport,
     /// The user's id as it is spliced into every message.
     user_digits: String,
     /// The room it entered with; 0: none, or not any more.
@@ -59,7 +60,7 @@ struct Queue {
     bytes: usize,
     /// Nothing is written before the welcome.
     welcomed: bool,
-    closing: Option<Close>,
+    closing: Option<CloseReason>,
     /// Since when the socket has taken nothing.
     stalled: Option<Instant>,
     /// What it owes, in the order it was sent.
@@ -72,38 +73,21 @@ enum Item {
     Message(Arc<Entry>),
     /// What a resume brings has a bound of its own, so it does not count here.
     Missed(Arc<Entry>),
-    Notice(Arc<Message>),
-}
-
-/// How a connection is brought to its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Close {
-    pub(crate) ending: Ending,
-    /// WebSocket close code; TCP just closes.
-    pub(crate) code: u16,
-    pub(crate) reason: String,
-    /// What a 1002 before it says, if there is one.
-    pub(crate) farewell: Option<&'static str>,
-}
-
-impl Close {
-    pub(crate) fn new(ending: Ending, code: u16, reason: impl Into<String>) -> Self {
-        Self { ending, code, reason: reason.into(), farewell: None }
-    }
-
-    pub(crate) fn saying(mut self, farewell: &'static str) -> Self {
-        self.farewell = Some(farewell);
-        self
-    }
+    Notice(Arc<EncodedMessage>),
 }
 
 impl Connection {
-    pub(crate) fn new(id: ConnId, who: Identity, wire: Wire, room: Option<RoomId>) -> Arc<Self> {
+    pub(crate) fn new(
+        id: ConnId,
+        identity: ClientIdentity,
+        transport: Transport,
+        room: Option<RoomId>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
-            user_digits: who.user.to_string(),
-            who,
-            wire,
+            user_digits: identity.user.to_string(),
+            identity,
+            transport,
             room: AtomicU64::new(room.map_or(0, RoomId::get)),
             room_ended: AtomicBool::new(false),
             queue: Mutex::default(),
@@ -112,8 +96,8 @@ impl Connection {
     }
 
     /// What its client speaks.
-    pub(crate) fn wire(&self) -> Wire {
-        self.wire
+    pub(crate) fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// The room it is in.
@@ -161,7 +145,7 @@ impl Connection {
     }
 
     /// Queues what may be lost; a connection with much to read is spared it.
-    pub(crate) fn notice(&self, message: &Arc<Message>) {
+    pub(crate) fn notice(&self, message: &Arc<EncodedMessage>) {
         let mut queue = self.queue.lock();
         if queue.closing.is_none() && queue.bytes < QUEUE_BYTES_STALLED {
             queue.bytes += message.bytes();
@@ -230,11 +214,11 @@ impl Connection {
     }
 
     /// Brings it to an end, after what is queued. Only the first reason counts.
-    pub(crate) fn close(&self, close: Close) {
+    pub(crate) fn close(&self, close: CloseReason) {
         let mut queue = self.queue.lock();
         if queue.closing.is_none() {
-            if let Some(farewell) = close.farewell {
-                let reply = Reply::to(self.who.app, self.who.user, farewell);
+            if let Some(farewell) = close.farewell() {
+                let reply = Reply::to(self.identity.app, self.identity.user, farewell);
                 queue.items.push_back(Item::Reply(code::LOGOUT, reply));
             }
             queue.closing = Some(close);
@@ -244,7 +228,7 @@ impl Connection {
     }
 
     /// Why it is about to end, if it is.
-    pub(crate) fn closing(&self) -> Option<Close> {
+    pub(crate) fn closing(&self) -> Option<CloseReason> {
         self.queue.lock().closing.clone()
     }
 
@@ -252,7 +236,7 @@ impl Connection {
     pub(crate) fn abandon(&self) {
         let owed = {
             let mut queue = self.queue.lock();
-            queue.closing.get_or_insert(Close::new(Ending::Disconnect, 1006, ""));
+            queue.closing.get_or_insert(CloseReason::Disconnected);
             queue.items.clear();
             queue.bytes = 0;
             std::mem::take(&mut queue.unacked)
@@ -288,12 +272,14 @@ impl Connection {
         {
             queue.bytes = queue.bytes.saturating_sub(item.bytes());
             match item {
-                Item::Reply(code, reply) => self.wire.write_reply(out, code, &reply),
+                Item::Reply(code, reply) => self.transport.write_reply(out, code, &reply),
                 Item::Message(entry) | Item::Missed(entry) => {
                     accepted_ms.extend(entry.first_written_to(self.id));
-                    self.wire.write_message(out, &entry.message, &self.user_digits);
+                    self.transport.write_message(out, &entry.message, &self.user_digits);
                 }
-                Item::Notice(message) => self.wire.write_message(out, &message, &self.user_digits),
+                Item::Notice(message) => {
+                    self.transport.write_message(out, &message, &self.user_digits)
+                }
             }
         }
     }
@@ -318,7 +304,7 @@ impl Connection {
             // It will not read what is queued: nothing of it is kept.
             queue.items.clear();
             queue.bytes = 0;
-            queue.closing = Some(Close::new(Ending::Slow, 3008, "slow reader"));
+            queue.closing = Some(CloseReason::SlowReader);
         }
     }
 }

@@ -18,7 +18,7 @@ impl DeliveryTask {
     pub(super) fn enter(&mut self, connection: Arc<Connection>) {
         let id = connection.id;
         if let Some(room) = connection.room() {
-            let room = self.rooms.entry((connection.who.app, room)).or_default();
+            let room = self.rooms.entry((connection.identity.app, room)).or_default();
             room.members.insert(id, Member::entering(&connection));
         }
         self.direct.insert(id, DirectLine::default());
@@ -34,7 +34,7 @@ impl DeliveryTask {
         if let Some(line) = self.direct.remove(&id) {
             line.leave();
         }
-        let key = (connection.who.app, connection.room()?);
+        let key = (connection.identity.app, connection.room()?);
         let room = self.rooms.get_mut(&key)?;
         let member = room.members.remove(&id);
         let heard = member.as_ref().and_then(|member| match member.joined {

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     delivery::in_flight::{Entry, Sample, Settled},
-    frame::Message,
+    frame::EncodedMessage,
 };
 
 /// 1:1 messages of one connection.
@@ -99,7 +99,7 @@ impl DeliveryTask {
         // With nothing before it, only the one that is named is known to be for
         // this connection; older ones still wait and come with the next login.
         let after = line.last.map_or(until.seq() - 1, MsgId::seq);
-        let subject = subject::user_msg(connection.who.app, connection.who.user);
+        let subject = subject::user_msg(connection.identity.app, connection.identity.user);
         let (bus, orders) = (self.with.bus.clone(), self.with.orders.clone());
         self.with.tasks.spawn(async move {
             let found = read_gap(&bus, vec![subject], after, until).await;
@@ -128,7 +128,7 @@ impl DeliveryTask {
                 && let Event::DirectMessageSent { app, biz_code, data, .. } = record.event
             {
                 self.with.desk.metrics.gap_fills.inc();
-                let message = Message::new(app, biz_code, &data, Some(msg_id));
+                let message = EncodedMessage::new(app, biz_code, &data, Some(msg_id));
                 let sample = Some(Sample::of(record.at_ms, msg_id, 1));
                 let entry = self.open(app, None, msg_id, message, From::Log, sample);
                 entry.send_to([&connection]);

@@ -14,14 +14,14 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use qiyu_nats::{outbox::Ack, trail::Step};
+use qiyu_nats::{outbox::AckHandle, trace_context::Span};
 use qiyu_schema::{
     AppId, ConnId, MsgId, RoomId, UserId,
-    ledger::{EXCEPTIONS_MAX, Exception, Outcome, Reason, Recipient, Via},
+    ledger::{EXCEPTIONS_MAX, Exception, Outcome, Recipient, UnackedReason, Via},
 };
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::{delivery::connection::Connection, frame::Message, metrics::Metrics};
+use crate::{delivery::connection::Connection, frame::EncodedMessage, metrics::Metrics};
 
 /// A message on its way.
 pub(crate) struct Entry {
@@ -29,7 +29,7 @@ pub(crate) struct Entry {
     /// `None`: a 1:1 message.
     pub(crate) room: Option<RoomId>,
     pub(crate) msg_id: MsgId,
-    pub(crate) message: Arc<Message>,
+    pub(crate) message: Arc<EncodedMessage>,
     via: Via,
     /// Connections that have not settled it, and one for the hand that is still adding some.
     owing: AtomicU32,
@@ -88,16 +88,16 @@ struct SlowPath {
     exceptions: Vec<Exception>,
     /// Users whose connections ended before they acknowledged a room message.
     orphans: Vec<UserId>,
-    ack: Option<Ack>,
+    ack: Option<AckHandle>,
     sends: u32,
     sent: Instant,
     /// What its trace says meanwhile.
-    step: Step,
+    span: Span,
     /// The one connection that asked for it. `None`: it is for whoever is there.
     asked: Option<Recipient>,
     /// Those who have it beside this entry, and the names of the first of them.
     lagging: usize,
-    laggards: Vec<Recipient>,
+    lagging_recipients: Vec<Recipient>,
 }
 
 /// How a connection stops owing.
@@ -116,7 +116,7 @@ impl Entry {
         app: AppId,
         room: Option<RoomId>,
         msg_id: MsgId,
-        message: Arc<Message>,
+        message: Arc<EncodedMessage>,
         source: Source,
         sample: Option<Sample>,
         desk: Desk,
@@ -151,10 +151,10 @@ impl Entry {
                 ack,
                 sends: 1,
                 sent: Instant::now(),
-                step: Step::default(),
+                span: Span::default(),
                 asked: None,
                 lagging: 0,
-                laggards: Vec::new(),
+                lagging_recipients: Vec::new(),
             }),
             recorded: AtomicBool::new(false),
             sample,
@@ -165,9 +165,9 @@ impl Entry {
     }
 
     /// What is happening to it, as its trace says.
-    pub(crate) fn step_is(&self, mut step: Step) {
-        step.note("qiyu.msg_id", || self.msg_id.to_string());
-        self.slow_path.lock().step = step;
+    pub(crate) fn set_span(&self, mut span: Span) {
+        span.set_attribute("qiyu.msg_id", || self.msg_id.to_string());
+        self.slow_path.lock().span = span;
     }
 
     /// One more connection it is for.
@@ -213,7 +213,10 @@ impl Entry {
     /// The connection has acknowledged it.
     pub(crate) fn acknowledged_by(self: &Arc<Self>, connection: ConnId) {
         if let Some(accepted_ms) = self.accepted_ms(connection) {
-            self.desk.metrics.acknowledgement.observe_since(accepted_ms);
+            self.desk
+                .metrics
+                .acknowledgement_duration_seconds
+                .observe_since(accepted_ms, qiyu_nats::now_ms());
         }
         self.settle(Settled::Acknowledged);
     }
@@ -257,7 +260,7 @@ impl Entry {
     pub(crate) fn seal(self: &Arc<Self>) {
         {
             let mut slow = self.slow_path.lock();
-            slow.step = std::mem::take(&mut slow.step).then("settle");
+            slow.span = std::mem::take(&mut slow.span).next_span("settle");
         }
         self.release();
     }
@@ -276,10 +279,10 @@ impl Entry {
     }
 
     /// Remembers why a connection did not acknowledge.
-    pub(crate) fn except(&self, connection: &Connection, reason: Reason) {
+    pub(crate) fn except(&self, connection: &Connection, reason: UnackedReason) {
         let mut slow = self.slow_path.lock();
         if slow.exceptions.len() < EXCEPTIONS_MAX {
-            let (user, connection) = (connection.who.user, connection.id);
+            let (user, connection) = (connection.identity.user, connection.id);
             slow.exceptions.push(Exception { user, connection, reason });
         }
     }
@@ -288,11 +291,11 @@ impl Entry {
     /// user anyway; of a room message the user gets a further copy where they
     /// have come back, when it is due.
     pub(crate) fn leave_owing(self: &Arc<Self>, connection: &Connection) {
-        self.except(connection, Reason::Left);
+        self.except(connection, UnackedReason::Left);
         if self.room.is_none() {
             return self.settle(Settled::Left);
         }
-        self.slow_path.lock().orphans.push(connection.who.user);
+        self.slow_path.lock().orphans.push(connection.identity.user);
     }
 
     /// Those who left owing, and how many copies there have been; whoever takes
@@ -308,7 +311,11 @@ impl Entry {
     ///
     /// Returns who left owing and may be sent one more elsewhere, and how many
     /// copies there have been; whoever takes them settles for each.
-    pub(crate) fn tick(self: &Arc<Self>, terms: Terms, ack: Option<Ack>) -> (Vec<UserId>, u32) {
+    pub(crate) fn tick(
+        self: &Arc<Self>,
+        terms: Terms,
+        ack: Option<AckHandle>,
+    ) -> (Vec<UserId>, u32) {
         let (recipients, again) = {
             let mut slow = self.slow_path.lock();
             if ack.is_some() {
@@ -325,7 +332,7 @@ impl Entry {
             if again {
                 connection.send_again(self);
             } else if connection.give_up(self) {
-                self.except(&connection, Reason::NotAcknowledged);
+                self.except(&connection, UnackedReason::NotAcknowledged);
                 self.settle(Settled::GivenUp);
             }
         }
@@ -349,31 +356,31 @@ impl Entry {
         }
         let mut slow = self.slow_path.lock();
         slow.lagging = lagging.len();
-        slow.laggards = lagging.iter().take(EXCEPTIONS_MAX).map(recipient).collect();
+        slow.lagging_recipients = lagging.iter().take(EXCEPTIONS_MAX).map(recipient).collect();
     }
 
     /// How many connections its outcome names.
     pub(crate) fn names(&self) -> usize {
         let slow = self.slow_path.lock();
-        slow.exceptions.len() + slow.laggards.len()
+        slow.exceptions.len() + slow.lagging_recipients.len()
     }
 
     /// What acknowledges the envelope.
-    pub(crate) fn ack(&self) -> Option<Ack> {
+    pub(crate) fn ack(&self) -> Option<AckHandle> {
         self.slow_path.lock().ack.clone()
     }
 
     /// Takes note of a further delivery of the same envelope.
-    pub(crate) fn redelivered(&self, ack: Ack) {
+    pub(crate) fn redelivered(&self, ack: AckHandle) {
         self.slow_path.lock().ack = Some(ack);
     }
 
     /// Its outcome is in the ledger.
     pub(crate) fn note_recorded(&self) {
-        let mut step = std::mem::take(&mut self.slow_path.lock().step);
+        let mut span = std::mem::take(&mut self.slow_path.lock().span);
         let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed).to_string();
-        step.note("qiyu.acknowledged", || read(&self.acknowledged));
-        step.note("qiyu.given_up", || read(&self.given_up));
+        span.set_attribute("qiyu.acknowledged", || read(&self.acknowledged));
+        span.set_attribute("qiyu.given_up", || read(&self.given_up));
         self.recorded.store(true, Ordering::Release);
     }
 
@@ -390,9 +397,9 @@ impl Entry {
     /// What the ledger will say of it.
     pub(crate) fn outcome(&self) -> Outcome {
         let read = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
-        let (exceptions, to, lagging, laggards) = {
+        let (exceptions, to, lagging, lagging_recipients) = {
             let slow = self.slow_path.lock();
-            (slow.exceptions.clone(), slow.asked, slow.lagging, slow.laggards.clone())
+            (slow.exceptions.clone(), slow.asked, slow.lagging, slow.lagging_recipients.clone())
         };
         Outcome {
             app: self.app,
@@ -408,23 +415,23 @@ impl Entry {
             exceptions,
             to,
             lagging: u32::try_from(lagging).unwrap_or(u32::MAX),
-            laggards,
+            lagging_recipients,
         }
     }
 }
 
 fn recipient(connection: &Arc<Connection>) -> Recipient {
-    Recipient { user: connection.who.user, connection: connection.id }
+    Recipient { user: connection.identity.user, connection: connection.id }
 }
 
 /// Where a message came from, and so who keeps its clock.
 pub(crate) enum Source {
     /// Its envelope: the queue delivers it again until this is acknowledged.
-    Envelope(Ack),
+    Envelope(AckHandle),
     /// Its envelope, for connections whose users had it elsewhere before: likewise.
-    Repeat(Ack),
+    Repeat(AckHandle),
     /// Its envelope, for connections that came too late to the room's end: likewise.
-    Late(Ack),
+    Late(AckHandle),
     /// The log: the gateway's own timer sends it again.
     Log,
     /// The log, because a connection that came back asked for it: likewise.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use qiyu_nats::{Bus, chain, record::Shelf};
+use qiyu_nats::{Bus, chain, ledger_stream::LedgerKind};
 use qiyu_schema::{
     Incarnation,
     ledger::{BATCH_NAMES_MAX, LedgerBatch, OUTCOMES_MAX},
@@ -57,7 +57,7 @@ pub(crate) async fn record_settled(
         }
         let (resumed, others): (Vec<Arc<Entry>>, Vec<Arc<Entry>>) =
             batch.iter().cloned().partition(|entry| entry.is_resumed());
-        for (entries, shelf) in [(others, Shelf::Outcomes), (resumed, Shelf::Resumes)] {
+        for (entries, shelf) in [(others, LedgerKind::Outcomes), (resumed, LedgerKind::Resumes)] {
             number += 1;
             if !entries.is_empty() && !write(&bus, &gateway, number, &entries, shelf, &stop).await {
                 return; // unrecorded, so unacknowledged: whoever takes the queue over sees to it
@@ -81,7 +81,7 @@ async fn write(
     gateway: &Incarnation,
     number: u64,
     batch: &[Arc<Entry>],
-    shelf: Shelf,
+    shelf: LedgerKind,
     stop: &CancellationToken,
 ) -> bool {
     let outcomes = batch.iter().map(|entry| entry.outcome()).collect();
@@ -90,7 +90,9 @@ async fn write(
     let key = format!("led:{gateway}:{number}");
     loop {
         let stored = match shelf {
-            Shelf::Resumes => bus.record_resumes(&gateway.id, &record, &key, RECORD_DEADLINE).await,
+            LedgerKind::Resumes => {
+                bus.record_resumes(&gateway.id, &record, &key, RECORD_DEADLINE).await
+            }
             _ => bus.record_outcomes(&gateway.id, &record, &key, RECORD_DEADLINE).await,
         };
         let Err(error) = stored else { return true };

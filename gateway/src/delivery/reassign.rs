@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use qiyu_nats::{
     Bus, chain,
-    log::{APPEND_DEADLINE, Condition},
+    log::{APPEND_DEADLINE, AppendCondition},
 };
 use qiyu_schema::{
     Incarnation, MsgId, UserId,
@@ -81,7 +81,7 @@ pub(super) async fn hand_on(bus: &Bus, gateway: &Incarnation, left: Vec<LeftOwin
                 qiyu_nats::now_ms(),
                 Event::Unacknowledged { app, room, gateway, messages, keep },
             );
-            let stored = bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE);
+            let stored = bus.append(subject, &record, &key, AppendCondition::Any, APPEND_DEADLINE);
             if let Err(error) = stored.await {
                 warn!(%room, error = %chain(&error), "unacknowledged messages not handed on; history has them");
             }

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use qiyu_nats::{outbox::Ack, trail::Step};
+use qiyu_nats::{outbox::AckHandle, trace_context::Span};
 use qiyu_schema::{AppId, MsgId, RoomId};
 use tokio::time::Instant;
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     delivery::in_flight::{Entry, Sample, Source},
-    frame::Message,
+    frame::EncodedMessage,
 };
 
 /// Messages on our own clock at once. Beyond it envelopes wait for lagging
@@ -42,8 +42,8 @@ pub(super) enum From {
 /// An envelope's place in the queue, and what its trace says meanwhile.
 pub(super) struct Place {
     pub(super) seq: u64,
-    pub(super) ack: Ack,
-    pub(super) step: Step,
+    pub(super) ack: AckHandle,
+    pub(super) span: Span,
 }
 
 impl DeliveryTask {
@@ -53,21 +53,21 @@ impl DeliveryTask {
         app: AppId,
         room: Option<RoomId>,
         msg_id: MsgId,
-        message: impl Into<Arc<Message>>,
+        message: impl Into<Arc<EncodedMessage>>,
         from: From,
         sample: Option<Sample>,
     ) -> Arc<Entry> {
-        let (seq, source, step) = match from {
-            From::Queue(Place { seq, ack, step }) => (Some(seq), Source::Envelope(ack), step),
-            From::Again(Place { seq, ack, step }) => (Some(seq), Source::Repeat(ack), step),
-            From::Late(Place { seq, ack, step }) => (Some(seq), Source::Late(ack), step),
-            From::Log => (None, Source::Log, Step::default()),
-            From::Lagging => (None, Source::Lagging, Step::default()),
+        let (seq, source, span) = match from {
+            From::Queue(Place { seq, ack, span }) => (Some(seq), Source::Envelope(ack), span),
+            From::Again(Place { seq, ack, span }) => (Some(seq), Source::Repeat(ack), span),
+            From::Late(Place { seq, ack, span }) => (Some(seq), Source::Late(ack), span),
+            From::Log => (None, Source::Log, Span::default()),
+            From::Lagging => (None, Source::Lagging, Span::default()),
         };
         let message = message.into();
         let desk = self.with.desk.clone();
         let entry = Entry::open(app, room, msg_id, message, source, sample, desk);
-        entry.step_is(step);
+        entry.set_span(span);
         match seq {
             Some(seq) => {
                 self.entries.insert(seq, Arc::clone(&entry));
@@ -82,7 +82,7 @@ impl DeliveryTask {
     }
 
     /// An envelope that has come before: its entry's clock ticks, if it is not settled.
-    pub(super) async fn take_again(&self, entry: Arc<Entry>, ack: Ack) {
+    pub(super) async fn take_again(&self, entry: Arc<Entry>, ack: AckHandle) {
         if entry.is_recorded() {
             self.with.bus.ack(&ack).await; // the first acknowledgement was lost
         } else if entry.is_settled() {
@@ -100,7 +100,7 @@ impl DeliveryTask {
 
     /// Who still owes gets another copy or is given up; who left owing is asked
     /// for in the log, which knows where they are now.
-    fn tick_entry(&self, entry: Arc<Entry>, ack: Option<Ack>) {
+    fn tick_entry(&self, entry: Arc<Entry>, ack: Option<AckHandle>) {
         let (users, sends) = entry.tick(self.with.terms, ack);
         if users.is_empty() {
             return;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     delivery::in_flight::{Entry, Sample},
-    frame::{Message, biz},
+    frame::{EncodedMessage, biz},
 };
 
 /// One room, as far as this gateway has to do with it.
@@ -115,7 +115,7 @@ impl DeliveryTask {
         match what {
             What::Said { from, .. } => {
                 for member in
-                    room.members.values_mut().filter(|m| Some(m.connection.who.user) != from)
+                    room.members.values_mut().filter(|m| Some(m.connection.identity.user) != from)
                 {
                     if may_lag && member.hears(msg_id) && member.connection.is_lagging() {
                         lagging.push(Arc::clone(&member.connection));
@@ -186,7 +186,8 @@ impl DeliveryTask {
     /// A notice, which may be lost: to those who are known to be there.
     pub(super) fn tell(&self, notice: &Notice) {
         let Some(room) = self.rooms.get(&(notice.app, notice.room)) else { return };
-        let message = Arc::new(Message::new(notice.app, notice.biz_code, &notice.data, None));
+        let message =
+            Arc::new(EncodedMessage::new(notice.app, notice.biz_code, &notice.data, None));
         for member in room.members.values().filter(|member| member.joined.is_some()) {
             member.connection.notice(&message);
         }
@@ -213,14 +214,16 @@ impl Room {
 }
 
 impl What {
-    fn message(&self, key: RoomKey, msg_id: MsgId) -> Message {
+    fn message(&self, key: RoomKey, msg_id: MsgId) -> EncodedMessage {
         match self {
-            Self::Said { biz_code, data, .. } => Message::new(key.0, *biz_code, data, Some(msg_id)),
+            Self::Said { biz_code, data, .. } => {
+                EncodedMessage::new(key.0, *biz_code, data, Some(msg_id))
+            }
             Self::Closed => closed_message(key, msg_id),
         }
     }
 }
 
-fn closed_message((app, room): RoomKey, msg_id: MsgId) -> Message {
-    Message::new(app, biz::ROOM_CLOSED, &format!(r#"{{"roomId":{room}}}"#), Some(msg_id))
+fn closed_message((app, room): RoomKey, msg_id: MsgId) -> EncodedMessage {
+    EncodedMessage::new(app, biz::ROOM_CLOSED, &format!(r#"{{"roomId":{room}}}"#), Some(msg_id))
 }

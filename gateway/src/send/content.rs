@@ -1,7 +1,7 @@
-//! What may not be said: a list of words, and a webhook if there is one.
+//! Content checks: a list of words, and a webhook if one is configured.
 //!
-//! Asked before the log: what was receipted is never taken back. A webhook
-//! that does not answer in time decides nothing; the setting does.
+//! They run before the append: a message with a receipt is never taken back.
+//! If the webhook does not respond in time, a setting decides.
 
 use std::{
     path::PathBuf,
@@ -18,73 +18,56 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::{frame::Reason, metrics::Metrics};
+use crate::metrics::Metrics;
 
-/// How often the file is looked at for changes.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Words in the list.
+/// How often the file of words is checked for changes.
+const WORDS_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Words in the list at most.
 const WORDS_MAX: usize = 100_000;
-/// Questions to the webhook at once; further ones wait, within their time limit.
-const ASKING_MAX: usize = 256;
-/// Of what the webhook says.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
+/// Requests to the webhook at once. Further ones wait, within their timeout.
+const WEBHOOK_REQUESTS_MAX: usize = 256;
+/// Bytes of a webhook response at most.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024;
 
-/// How content is checked.
+/// The settings of the content checks.
 #[derive(Clone, Debug)]
 pub struct ContentConfig {
-    /// One word a line, `#` begins a comment. May be absent; changes are picked up.
+    /// One word a line; `#` begins a comment. The file may be absent, and its
+    /// changes are picked up.
     pub words_file: PathBuf,
-    /// Asked about everything the words let pass. `None`: nobody is.
+    /// Receives every content that the words let pass. `None`: no webhook.
     pub webhook: Option<String>,
-    /// How long it may take.
     pub webhook_timeout: Duration,
-    /// What its silence means.
-    pub webhook_silence: Silence,
+    pub webhook_failure_policy: WebhookFailurePolicy,
 }
 
-/// What it means when the webhook does not answer in time, or not sensibly.
+/// The decision about a message when the webhook does not respond in time, or
+/// not in its format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Silence {
-    /// The message goes out, and is counted.
+pub enum WebhookFailurePolicy {
+    /// The message is stored, and the failure is counted.
     Accept,
-    /// The sender is told 5000 and may try again.
+    /// The sender receives 5000 and may send it again.
     Refuse,
 }
 
-/// Content cannot be checked as configured.
+/// An error in the configuration of the content checks.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
-    /// The list of words.
     #[error("read the words in {}", path.display())]
-    Words {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The list of words is too long for one automaton.
+    Words { path: PathBuf, source: std::io::Error },
     #[error("{} has more than {WORDS_MAX} words", path.display())]
-    TooMany {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// They could not be compiled.
+    TooManyWords { path: PathBuf },
     #[error("compile the words in {}", path.display())]
-    Compile {
-        /// Which file.
-        path: PathBuf,
-        /// Why not.
-        source: aho_corasick::BuildError,
-    },
-    /// The client of the webhook.
-    #[error("prepare asking the webhook")]
+    Compile { path: PathBuf, source: aho_corasick::BuildError },
+    #[error("create the client of the content webhook")]
     Webhook(#[source] reqwest::Error),
 }
 
-/// Something somebody wants to say.
+/// The content of a message with its context, as the webhook receives it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Said<'a> {
+pub(crate) struct ContentQuery<'a> {
     pub(crate) app_id: AppId,
     pub(crate) user_id: UserId,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,27 +78,17 @@ pub(crate) struct Said<'a> {
     pub(crate) content: &'a str,
 }
 
-/// Why something is not said.
+/// The reason why a content does not pass.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Objection {
-    /// It may not be said; why, for the record.
-    Refused(String),
-    /// Nobody could tell in time.
+pub(crate) enum ContentObjection {
+    /// A word or the webhook refused it. `reason` is for the log.
+    Refused { reason: String },
+    /// The webhook did not decide in time.
     Unknown,
 }
 
-impl Objection {
-    /// What the sender hears.
-    pub(crate) fn reason(&self) -> Reason {
-        match self {
-            Self::Refused(_) => Reason::ContentRefused,
-            Self::Unknown => Reason::NotStored,
-        }
-    }
-}
-
-/// The checks.
-pub(crate) struct Content {
+/// The content checks of a gateway.
+pub(crate) struct ContentChecker {
     config: ContentConfig,
     words: RwLock<Option<Arc<Words>>>,
     webhook: Option<Webhook>,
@@ -130,33 +103,33 @@ struct Words {
 struct Webhook {
     client: reqwest::Client,
     url: String,
-    places: Semaphore,
+    request_permits: Semaphore,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct WebhookResponse {
     allow: bool,
     #[serde(default)]
     reason: String,
 }
 
 #[derive(Debug, thiserror::Error)]
-enum AskError {
-    #[error("no answer within {0:?}")]
-    Late(Duration),
-    #[error("ask the webhook")]
+enum WebhookError {
+    #[error("no response within {0:?}")]
+    Timeout(Duration),
+    #[error("send the request to the webhook")]
     Request(#[from] reqwest::Error),
-    #[error("the answer is longer than {ANSWER_BYTES_MAX} bytes")]
+    #[error("the response is longer than {RESPONSE_BYTES_MAX} bytes")]
     TooLong,
-    #[error("the answer is not {{\"allow\":bool,\"reason\":string}}")]
+    #[error("the response is not {{\"allow\":bool,\"reason\":string}}")]
     Unreadable(#[from] serde_json::Error),
 }
 
-impl Content {
+impl ContentChecker {
     /// Reads the words and prepares the webhook.
     pub(crate) fn new(config: ContentConfig, metrics: Metrics) -> Result<Self, ContentError> {
         let words = read_words(&config.words_file)?.map(Arc::new);
-        // Whoever was first has chosen already; ours is the one NATS uses.
+        // Fails if a provider is installed already. This is the one that NATS uses.
         rustls::crypto::ring::default_provider().install_default().ok();
         let webhook = match &config.webhook {
             Some(url) => Some(Webhook {
@@ -166,42 +139,44 @@ impl Content {
                     .build()
                     .map_err(ContentError::Webhook)?,
                 url: url.clone(),
-                places: Semaphore::new(ASKING_MAX),
+                request_permits: Semaphore::new(WEBHOOK_REQUESTS_MAX),
             }),
             None => None,
         };
         Ok(Self { config, words: RwLock::new(words), webhook, metrics })
     }
 
-    /// Whether it may be said.
-    pub(crate) async fn check(&self, said: &Said<'_>) -> Result<(), Objection> {
+    /// Returns whether the content may be stored.
+    pub(crate) async fn check(&self, query: &ContentQuery<'_>) -> Result<(), ContentObjection> {
         let words = self.words.read().clone();
-        if let Some(word) = words.and_then(|words| words.found(said.content)) {
-            return Err(Objection::Refused(format!("word: {word}")));
+        if let Some(word) = words.and_then(|words| words.first_match(query.content)) {
+            return Err(ContentObjection::Refused { reason: format!("word: {word}") });
         }
         let Some(webhook) = &self.webhook else { return Ok(()) };
-        let limit = self.config.webhook_timeout;
-        let asked = tokio::time::timeout(limit, webhook.ask(said)).await;
-        match asked.unwrap_or(Err(AskError::Late(limit))) {
-            Ok(Answer { allow: true, .. }) => Ok(()),
-            Ok(Answer { reason, .. }) => Err(Objection::Refused(format!("webhook: {reason}"))),
+        let timeout = self.config.webhook_timeout;
+        let response = tokio::time::timeout(timeout, webhook.request(query)).await;
+        match response.unwrap_or(Err(WebhookError::Timeout(timeout))) {
+            Ok(WebhookResponse { allow: true, .. }) => Ok(()),
+            Ok(WebhookResponse { reason, .. }) => {
+                Err(ContentObjection::Refused { reason: format!("webhook: {reason}") })
+            }
             Err(error) => {
-                self.metrics.checks_failed.inc();
-                let policy = self.config.webhook_silence;
+                self.metrics.content_checks_failed.inc();
+                let policy = self.config.webhook_failure_policy;
                 warn!(error = %chain(&error), ?policy, "content webhook gave no answer");
                 match policy {
-                    Silence::Accept => Ok(()),
-                    Silence::Refuse => Err(Objection::Unknown),
+                    WebhookFailurePolicy::Accept => Ok(()),
+                    WebhookFailurePolicy::Refuse => Err(ContentObjection::Unknown),
                 }
             }
         }
     }
 
-    /// Picks changes of the file up until `stop`. A file that cannot be read
-    /// changes nothing: what was refused a moment ago still is.
-    pub(crate) async fn keep_fresh(self: Arc<Self>, stop: CancellationToken) {
-        let mut complained = false;
-        while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+    /// Reloads the words after each change of the file, until `stop`. If the file
+    /// cannot be read, the words of before stay in force.
+    pub(crate) async fn watch_words(self: Arc<Self>, stop: CancellationToken) {
+        let mut failure_logged = false;
+        while stop.run_until_cancelled(tokio::time::sleep(WORDS_POLL_INTERVAL)).await.is_some() {
             let path = &self.config.words_file;
             let modified = tokio::fs::metadata(path).await.ok().and_then(|m| m.modified().ok());
             if modified == self.words.read().as_ref().and_then(|words| words.modified) {
@@ -212,11 +187,11 @@ impl Content {
                     let patterns = words.as_ref().map_or(0, |w| w.matcher.patterns_len());
                     info!(path = %path.display(), words = patterns, "words read anew");
                     *self.words.write() = words.map(Arc::new);
-                    complained = false;
+                    failure_logged = false;
                 }
-                Err(error) if !complained => {
+                Err(error) if !failure_logged => {
                     error!(error = %chain(&error), "words not read anew, the old ones still hold");
-                    complained = true; // once, not every two seconds
+                    failure_logged = true; // once, not every two seconds
                 }
                 Err(_) => {}
             }
@@ -225,8 +200,8 @@ impl Content {
 }
 
 impl Words {
-    /// The first word of the list that `content` contains, whatever the case.
-    fn found(&self, content: &str) -> Option<String> {
+    /// Returns the first word of the list that `content` contains, in any case.
+    fn first_match(&self, content: &str) -> Option<String> {
         let folded = content.to_lowercase();
         let found = self.matcher.find(&folded)?;
         Some(folded[found.range()].to_owned())
@@ -234,13 +209,14 @@ impl Words {
 }
 
 impl Webhook {
-    async fn ask(&self, said: &Said<'_>) -> Result<Answer, AskError> {
-        let _place = self.places.acquire().await.ok(); // never closed
-        let mut answer = self.client.post(&self.url).json(said).send().await?.error_for_status()?;
+    async fn request(&self, query: &ContentQuery<'_>) -> Result<WebhookResponse, WebhookError> {
+        let _permit = self.request_permits.acquire().await.ok(); // never closed
+        let request = self.client.post(&self.url).json(query);
+        let mut response = request.send().await?.error_for_status()?;
         let mut body = Vec::new();
-        while let Some(chunk) = answer.chunk().await? {
-            if ANSWER_BYTES_MAX < body.len() + chunk.len() {
-                return Err(AskError::TooLong);
+        while let Some(chunk) = response.chunk().await? {
+            if body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+                return Err(WebhookError::TooLong);
             }
             body.extend_from_slice(&chunk);
         }
@@ -248,7 +224,7 @@ impl Webhook {
     }
 }
 
-/// `None`: there is no such file, so nothing is refused.
+/// Reads the list of words. `None`: there is no such file, so no word is refused.
 fn read_words(path: &PathBuf) -> Result<Option<Words>, ContentError> {
     let failed = |source| ContentError::Words { path: path.clone(), source };
     let modified = match std::fs::metadata(path) {
@@ -262,8 +238,8 @@ fn read_words(path: &PathBuf) -> Result<Option<Words>, ContentError> {
         .map(|line| line.split('#').next().unwrap_or_default().trim().to_lowercase())
         .filter(|word| !word.is_empty())
         .collect();
-    if WORDS_MAX < words.len() {
-        return Err(ContentError::TooMany { path: path.clone() });
+    if words.len() > WORDS_MAX {
+        return Err(ContentError::TooManyWords { path: path.clone() });
     }
     let matcher = AhoCorasick::new(&words);
     let matcher = matcher.map_err(|source| ContentError::Compile { path: path.clone(), source })?;
@@ -275,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_is_found_whatever_its_case_and_script() {
+    fn a_word_is_found_in_any_case_and_script() {
         let file = std::env::temp_dir().join(format!("qiyu-words-{}", std::process::id()));
         std::fs::write(&file, "Casino\n# a comment\n\n  赌博 # and another\nÄRGER\n").unwrap();
         let words = read_words(&file).unwrap().unwrap();
@@ -287,7 +263,7 @@ mod tests {
             ("a comment", None),
             ("", None),
         ] {
-            assert_eq!(words.found(content).as_deref(), found, "{content}");
+            assert_eq!(words.first_match(content).as_deref(), found, "{content}");
         }
         assert!(read_words(&file).unwrap().is_none(), "no file, no words");
     }

@@ -1,209 +1,198 @@
-//! What becomes of a business frame: may they say this, there, now? If so it
-//! goes to the log, and the log's answer is the receipt.
+//! Handling a send: checks, then one append to the log, whose confirmation is
+//! the receipt.
 
 use std::time::Duration;
 
 use qiyu_nats::{
     chain,
-    log::{APPEND_DEADLINE, AppendError, Condition},
+    log::{APPEND_DEADLINE, AppendCondition, AppendError},
 };
 use qiyu_schema::{
     ClientMsgId, MsgId, Partition, RoomId,
-    command::{FindSent, fold_of},
-    event::{Event, Record, Sender},
-    subject::{self, RoomKind},
+    command::{FindDuplicate, fold_group},
+    event::Record,
 };
 use tokio::time::Instant;
 use tracing::{debug, field, warn};
 
+use super::{
+    checks::{self, Admission, Rejection, RoomPresence, SendState},
+    content::{ContentObjection, ContentQuery},
+    event::{self, FrameOrigin},
+    request::SendRequest,
+};
 use crate::{
-    delivery::connection::Connection,
-    frame::Reason,
-    metrics::Limit,
-    send::content::{Objection, Said},
-    send::request::{self, Addressee, Ask, Identity},
-    session::registry::Serving,
+    delivery::connection::Connection, frame::RefusalCode, instance::GatewayInstance, metrics::Limit,
 };
 
-/// How long the owner of a partition may take to say whether it knows a message.
-const QUESTION_PATIENCE: Duration = Duration::from_millis(200);
+/// How long the owner of a partition may take to answer whether it knows a message.
+const FIND_DUPLICATE_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Stores what is asked for. The answer comes after the PubAck, never before.
-pub(crate) async fn store(
-    serving: &Serving,
+/// A parsed business frame.
+#[derive(Debug)]
+pub(crate) struct ReceivedFrame {
+    pub(crate) client_msg_id: Option<ClientMsgId>,
+    pub(crate) request: SendRequest,
+    pub(crate) received_at: Instant,
+    /// The number of the frame among those of its connection that were handled.
+    pub(crate) number: u64,
+}
+
+/// Checks a request and appends its event to the log. Returns the message's id
+/// after the log's confirmation, never before; `None` for likes.
+pub(crate) async fn handle_send(
+    instance: &GatewayInstance,
     connection: &Connection,
-    client_msg_id: &Option<ClientMsgId>,
-    ask: Ask,
-    arrived: Instant,
-    number: u64,
-) -> Result<Option<MsgId>, Reason> {
-    let mut step = serving.bus.first_step("accept");
-    let who = &connection.who;
-    let sender = Sender {
-        user: Some(who.user),
-        gateway: Some(serving.gateway.clone()),
-        connection: Some(connection.id),
-        client_msg_id: client_msg_id.clone(),
+    frame: ReceivedFrame,
+) -> Result<Option<MsgId>, RefusalCode> {
+    let ReceivedFrame { client_msg_id, request, received_at, number } = frame;
+    let client_msg_id = client_msg_id.as_ref();
+    let identity = &connection.identity;
+    let (app, room, created_ms) = (identity.app, request.room(), qiyu_nats::now_ms());
+    let partition = request.partition(app);
+    let mut span = instance.bus.start_trace("accept");
+    span.set_attribute("qiyu.partition", || partition.to_string());
+    span.set_attribute("qiyu.room", || room.map_or_else(String::new, |room| room.to_string()));
+    let deadline = APPEND_DEADLINE.saturating_sub(received_at.elapsed());
+    let origin =
+        FrameOrigin { gateway: &instance.gateway, connection: connection.id, number, identity };
+    let state = LiveState { instance, connection };
+    match checks::check_request(&state, app, client_msg_id, &request).await {
+        Ok(Admission::Append) => {}
+        Ok(Admission::CountLikes { room, count }) => {
+            instance.likes.add(app, room, count);
+            return Ok(None);
+        }
+        Ok(Admission::Duplicate(first)) => return Ok(Some(first)),
+        Err(rejection) => {
+            let code = rejection.code();
+            if let Rejection::Content { reason } = rejection {
+                record_refused_content(instance, origin, client_msg_id, &request, reason).await;
+            }
+            return Err(code);
+        }
+    }
+    let sender = origin.sender(client_msg_id);
+    let key = origin.dedup_key(client_msg_id);
+    let Some((subject, event)) = event::build(identity, sender, request, created_ms) else {
+        return Ok(None);
     };
-    let place = format!("{}.{}:{number}", serving.gateway, connection.id);
-    let key = request::dedup_key(who, client_msg_id.as_ref(), &place);
-    let (app, now_ms) = (who.app, qiyu_nats::now_ms());
-    let partition = ask.partition(app);
-    let (said, to_room) = (ask.words(), ask.room());
-    step.note("qiyu.partition", || partition.to_string());
-    step.note("qiyu.room", || to_room.map_or_else(String::new, |room| room.to_string()));
-    let (subject, event) = match ask {
-        Ask::Room { room, biz_code, data } => {
-            may_speak(serving, connection, room).await?;
-            may_be_heard(serving, who, Some(room))?;
-            let data = request::room_data(who, room, &data, now_ms);
-            let event = Event::RoomMessageSent { app, room, sender, biz_code, data };
-            (subject::room(app, room, RoomKind::Msg), event)
-        }
-        Ask::Direct { to, biz_code, content } => {
-            may_be_heard(serving, who, None)?;
-            let data = request::direct_data(who, &content, now_ms);
-            let event = Event::DirectMessageSent { app, to, sender, biz_code, data };
-            (subject::user_msg(app, to), event)
-        }
-        Ask::Business { to, biz_code, data } => {
-            let (subject, room, to) = match to {
-                Addressee::Room(room) => {
-                    may_speak(serving, connection, room).await?;
-                    may_be_heard(serving, who, Some(room))?;
-                    (subject::room(app, room, RoomKind::Biz), Some(room), None)
-                }
-                Addressee::User(user) => {
-                    may_be_heard(serving, who, None)?;
-                    (subject::user_biz(app, user), None, Some(user))
-                }
-            };
-            (subject, Event::BusinessSent { app, room, to, sender, biz_code, data })
-        }
-        Ask::Like { room, count } => {
-            may_speak(serving, connection, room).await?;
-            serving.like(app, room, count);
-            return Ok(None); // counted, not stored one by one
-        }
-    };
-    let deadline = APPEND_DEADLINE.saturating_sub(arrived.elapsed());
-    if !serving.may_act() {
-        return Err(Reason::NotStored); // our lease is old: nobody may be listening to us
-    }
-    if serving.brakes.is_on(partition) {
-        serving.metrics.too_fast(Limit::SendPartition);
-        return Err(Reason::TooFast); // its deliveries are far behind already
-    }
-    if let Some(room) = to_room
-        && !serving.limits.may_send_to(app, room)
-    {
-        return Err(Reason::TooFast); // its neighbours are to be heard, too
-    }
-    if let Some(name) = client_msg_id
-        && let Some(first) = sent_before(serving, who, partition, name).await
-    {
-        return Ok(Some(first));
-    }
-    if let Some(content) = said {
-        may_be_said(serving, connection, &event, content, &place).await?;
-    }
     let record = Record::at(qiyu_nats::now_ms(), event);
-    let handed_over = Instant::now();
-    let mut appending = step.then("append");
-    let trail = appending.trail();
-    let appended = serving.bus.append_on_trail(subject, &record, &key, deadline, trail.as_ref());
+    let append_started = Instant::now();
+    let mut appending = span.next_span("append");
+    let trace_context = appending.trace_context();
+    let appended =
+        instance.bus.append_traced(subject, &record, &key, deadline, trace_context.as_ref());
     match appended.await {
         Ok(appended) => {
-            appending.note("qiyu.msg_id", || appended.msg_id.to_string());
-            serving.metrics.append.observe(handed_over.elapsed());
             let msg_id = appended.msg_id;
-            debug!(%msg_id, room = to_room.map(field::display), %partition, "message stored");
+            appending.set_attribute("qiyu.msg_id", || msg_id.to_string());
+            instance.metrics.append_duration_seconds.observe(append_started.elapsed());
+            debug!(%msg_id, room = room.map(field::display), %partition, "message stored");
             Ok(Some(msg_id))
         }
         Err(error @ AppendError::Refused { .. }) => {
             warn!(error = %chain(&error), connection = %connection.id, "message refused by the log");
-            Err(Reason::NotStored)
+            Err(RefusalCode::NotStored)
         }
         Err(error) => {
             debug!(error = %chain(&error), connection = %connection.id, "message not stored in time");
-            Err(Reason::NotStored)
+            Err(RefusalCode::NotStored)
         }
     }
 }
 
-/// Whether these words may be said. If not, that is in the log, too.
-async fn may_be_said(
-    serving: &Serving,
-    connection: &Connection,
-    event: &Event,
-    content: String,
-    place: &str,
-) -> Result<(), Reason> {
-    let (app, sender, biz_code, room, to) = match event {
-        Event::RoomMessageSent { app, room, sender, biz_code, .. } => {
-            (*app, sender, *biz_code, Some(*room), None)
+/// Appends the refusal of a content to the log, so that moderators can review it.
+async fn record_refused_content(
+    instance: &GatewayInstance,
+    origin: FrameOrigin<'_>,
+    client_msg_id: Option<&ClientMsgId>,
+    request: &SendRequest,
+    reason: String,
+) {
+    let sender = origin.sender(client_msg_id);
+    let (subject, event) =
+        event::build_content_refused(origin.identity.app, sender, request, reason);
+    let record = Record::at(qiyu_nats::now_ms(), event);
+    let (key, any) = (origin.refusal_key(), AppendCondition::Any);
+    if let Err(error) = instance.bus.append(subject, &record, &key, any, APPEND_DEADLINE).await {
+        warn!(error = %chain(&error), "content refusal not stored");
+    }
+}
+
+/// The state of a connection and its gateway that the checks read.
+struct LiveState<'a> {
+    instance: &'a GatewayInstance,
+    connection: &'a Connection,
+}
+
+impl SendState for LiveState<'_> {
+    fn presence_in(&self, room: RoomId) -> RoomPresence {
+        if self.connection.room() != Some(room) {
+            RoomPresence::Outside
+        } else if self.connection.room_has_ended() {
+            RoomPresence::InsideClosed
+        } else {
+            RoomPresence::Inside
         }
-        Event::DirectMessageSent { app, to, sender, biz_code, .. } => {
-            (*app, sender, *biz_code, None, Some(*to))
+    }
+
+    async fn is_room_open(&self, room: RoomId) -> Option<bool> {
+        self.instance.is_room_open(self.connection.identity.app, room).await.ok()
+    }
+
+    fn is_muted(&self, room: Option<RoomId>) -> bool {
+        let identity = &self.connection.identity;
+        self.instance.sanctions.is_muted(identity.app, room, identity.user)
+    }
+
+    fn has_fresh_lease(&self) -> bool {
+        self.instance.may_act()
+    }
+
+    fn partition_admits(&self, partition: Partition) -> bool {
+        let behind = self.instance.backpressure.is_active(partition);
+        if behind {
+            self.instance.metrics.count_rate_limited(Limit::SendPartition);
         }
-        _ => return Ok(()),
-    };
-    let (user_id, room_id, object_id) = (connection.who.user, room, to);
-    let said = Said { app_id: app, user_id, room_id, object_id, biz_code, content: &content };
-    let Err(objection) = serving.content.check(&said).await else { return Ok(()) };
-    if let Objection::Refused(reason) = &objection {
-        let subject = match (room, to) {
-            (Some(room), _) => subject::room(app, room, RoomKind::Refused),
-            (None, to) => subject::user_refused(app, to.unwrap_or(user_id)),
+        !behind
+    }
+
+    fn room_admits(&self, room: RoomId) -> bool {
+        self.instance.rate_limits.admits_message_to(self.connection.identity.app, room)
+    }
+
+    /// Asks the owner of the partition, which remembers messages for longer than
+    /// the bus. If it does not answer, the append goes ahead: the fold marks
+    /// the second copy as a duplicate.
+    async fn find_duplicate(&self, partition: Partition, id: &ClientMsgId) -> Option<MsgId> {
+        let identity = &self.connection.identity;
+        let (app, user) = (identity.app, Some(identity.user));
+        let query = FindDuplicate { app, user, client_msg_id: id.clone() };
+        let owner = fold_group(partition);
+        match self.instance.bus.request_with_timeout(&owner, &query, FIND_DUPLICATE_TIMEOUT).await {
+            Ok(first) => first,
+            Err(error) => {
+                debug!(user = %identity.user, error = %chain(&error), "look-up of a duplicate failed");
+                None
+            }
+        }
+    }
+
+    async fn check_content(
+        &self,
+        request: &SendRequest,
+        content: &str,
+    ) -> Result<(), ContentObjection> {
+        let identity = &self.connection.identity;
+        let query = ContentQuery {
+            app_id: identity.app,
+            user_id: identity.user,
+            room_id: request.room(),
+            object_id: request.addressee().user(),
+            biz_code: request.biz_code(),
+            content,
         };
-        let key = format!("refused:{place}");
-        let (sender, reason) = (sender.clone(), reason.clone());
-        let refused = Event::ContentRefused { app, room, to, sender, biz_code, content, reason };
-        let record = Record::at(qiyu_nats::now_ms(), refused);
-        let kept = serving.bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE);
-        if let Err(error) = kept.await {
-            warn!(error = %chain(&error), "a refusal is not in the log");
-        }
-    }
-    Err(objection.reason())
-}
-
-/// The message this sender has given this name, longer ago than the bus
-/// remembers. Unanswered, the append goes ahead: the fold knows it again then.
-async fn sent_before(
-    serving: &Serving,
-    who: &Identity,
-    partition: Partition,
-    name: &ClientMsgId,
-) -> Option<MsgId> {
-    let (app, user, client_msg_id) = (who.app, Some(who.user), name.clone());
-    let question = FindSent { app, user, client_msg_id };
-    let owner = fold_of(partition);
-    match serving.bus.ask_within(&owner, &question, QUESTION_PATIENCE).await {
-        Ok(first) => first,
-        Err(error) => {
-            debug!(user = %who.user, error = %chain(&error), "not known whether this was sent before");
-            None
-        }
-    }
-}
-
-/// Whoever speaks is not muted, there or everywhere.
-fn may_be_heard(serving: &Serving, who: &Identity, room: Option<RoomId>) -> Result<(), Reason> {
-    match serving.measures.is_muted(who.app, room, who.user) {
-        true => Err(Reason::Muted),
-        false => Ok(()),
-    }
-}
-
-/// Whoever speaks in a room is in it, and it is open.
-async fn may_speak(serving: &Serving, connection: &Connection, room: RoomId) -> Result<(), Reason> {
-    if connection.room() == Some(room) {
-        return if connection.room_has_ended() { Err(Reason::RoomNotOpen) } else { Ok(()) };
-    }
-    match serving.room_is_open(connection.who.app, room).await {
-        Ok(true) => Err(Reason::NotInRoom),
-        Ok(false) => Err(Reason::RoomNotOpen),
-        Err(_) => Err(Reason::NotStored),
+        self.instance.content.check(&query).await
     }
 }

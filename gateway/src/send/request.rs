@@ -1,95 +1,112 @@
-//! Every rule about speaking, and no I/O.
+//! Parsing a business frame into a [`SendRequest`]. No I/O.
 //!
-//! The sender is who the connection proved to be; what a frame claims about
-//! that is not even parsed.
+//! The sender is the connection's identity; what a frame claims about its
+//! sender is not used.
 
 use qiyu_schema::{AppId, ClientMsgId, Partition, RoomId, UserId};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::frame::{BusinessBody, Reason, biz, object, optional_number_or_digits};
+use crate::frame::{BusinessBody, RefusalCode, biz, object, optional_number_or_digits};
 
-/// Who speaks, as the login proved it.
-#[derive(Clone, Debug)]
-pub(crate) struct Identity {
-    pub(crate) app: AppId,
-    pub(crate) user: UserId,
-    pub(crate) nick_name: String,
-    pub(crate) avatar: String,
-}
-
-/// What a business frame asks for, once its form is right.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Ask {
-    /// Say something in a room.
-    Room { room: RoomId, biz_code: i32, data: RoomText },
-    /// Write to one user.
+/// A business frame whose form is right.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum SendRequest {
+    /// A message to a room.
+    Room { room: RoomId, biz_code: i32, text: RoomText },
+    /// A direct message to one user.
     Direct { to: UserId, biz_code: i32, content: String },
-    /// Something for the integrator's own consumer.
+    /// A message for the integrator's own consumer of the log.
     Business { to: Addressee, biz_code: i32, data: String },
-    /// Like a room so many times.
+    /// Likes of a room.
     Like { room: RoomId, count: u32 },
 }
 
-impl Ask {
-    /// Its words, if people are to read them.
-    pub(crate) fn words(&self) -> Option<String> {
+impl SendRequest {
+    /// Returns the text that people will read, which is what content checks look at.
+    pub(crate) fn content(&self) -> Option<&str> {
         match self {
-            Self::Room { data, .. } => Some(data.content.clone()),
-            Self::Direct { content, .. } => Some(content.clone()),
+            Self::Room { text, .. } => Some(&text.content),
+            Self::Direct { content, .. } => Some(content),
             Self::Business { .. } | Self::Like { .. } => None,
         }
     }
 
-    /// The room it goes to, if it goes to one.
+    /// Returns the room or the user that the request is addressed to.
+    pub(crate) fn addressee(&self) -> Addressee {
+        match *self {
+            Self::Room { room, .. } | Self::Like { room, .. } => Addressee::Room(room),
+            Self::Direct { to, .. } => Addressee::User(to),
+            Self::Business { to, .. } => to,
+        }
+    }
+
+    pub(crate) fn biz_code(&self) -> i32 {
+        match *self {
+            Self::Room { biz_code, .. }
+            | Self::Direct { biz_code, .. }
+            | Self::Business { biz_code, .. } => biz_code,
+            Self::Like { .. } => biz::LIKES,
+        }
+    }
+
+    /// Returns the room that the request is addressed to, if it is a room.
     pub(crate) fn room(&self) -> Option<RoomId> {
-        match *self {
-            Self::Room { room, .. }
-            | Self::Like { room, .. }
-            | Self::Business { to: Addressee::Room(room), .. } => Some(room),
-            Self::Direct { .. } | Self::Business { to: Addressee::User(_), .. } => None,
-        }
+        self.addressee().room()
     }
 
-    /// The partition it goes to.
+    /// Returns the partition of the log that the request belongs to.
     pub(crate) fn partition(&self, app: AppId) -> Partition {
-        match *self {
-            Self::Room { room, .. }
-            | Self::Like { room, .. }
-            | Self::Business { to: Addressee::Room(room), .. } => Partition::of_room(app, room),
-            Self::Direct { to, .. } | Self::Business { to: Addressee::User(to), .. } => {
-                Partition::of_user(app, to)
-            }
+        match self.addressee() {
+            Addressee::Room(room) => Partition::of_room(app, room),
+            Addressee::User(user) => Partition::of_user(app, user),
         }
     }
 }
 
-/// What is said in a room.
-#[derive(Debug, PartialEq)]
+/// The text of a message to a room.
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RoomText {
-    kind: i64,
-    content: String,
+    /// The client's `type`, which the gateway passes on.
+    pub(crate) kind: i64,
+    pub(crate) content: String,
 }
 
-/// Whom an integrator's message concerns.
+/// The room or the user that a message is addressed to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Addressee {
     Room(RoomId),
     User(UserId),
 }
 
-/// Likes in one frame.
-const LIKES_MAX: u32 = 100;
+impl Addressee {
+    pub(crate) fn room(self) -> Option<RoomId> {
+        match self {
+            Self::Room(room) => Some(room),
+            Self::User(_) => None,
+        }
+    }
 
-/// Reads a business frame's body. The client's own id for it comes back also
-/// when the rest is refused, so that the refusal can name it.
-pub(crate) fn read(text: &str) -> (Option<ClientMsgId>, Result<Ask, Reason>) {
-    match object::<BusinessBody>(text) {
-        Ok(body) => (body.client_msg_id.clone(), ask(body)),
-        Err(_) => (salvage_client_msg_id(text), Err(Reason::Unreadable)),
+    pub(crate) fn user(self) -> Option<UserId> {
+        match self {
+            Self::User(user) => Some(user),
+            Self::Room(_) => None,
+        }
     }
 }
 
-/// The clientMsgId of a body that is wrong elsewhere.
+/// Likes in one frame at most.
+const LIKES_MAX: u32 = 100;
+
+/// Parses a business frame's body. Returns the clientMsgId also when the rest
+/// is refused, so that the refusal can name it.
+pub(crate) fn parse(text: &str) -> (Option<ClientMsgId>, Result<SendRequest, RefusalCode>) {
+    match object::<BusinessBody>(text) {
+        Ok(body) => (body.client_msg_id.clone(), parse_request(body)),
+        Err(_) => (salvage_client_msg_id(text), Err(RefusalCode::Unreadable)),
+    }
+}
+
+/// Returns the clientMsgId of a body that is wrong elsewhere.
 fn salvage_client_msg_id(text: &str) -> Option<ClientMsgId> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -99,18 +116,18 @@ fn salvage_client_msg_id(text: &str) -> Option<ClientMsgId> {
     object::<OnlyId>(text).ok().map(|only| only.client_msg_id)
 }
 
-fn ask(body: BusinessBody) -> Result<Ask, Reason> {
+fn parse_request(body: BusinessBody) -> Result<SendRequest, RefusalCode> {
     let biz_code = body.biz_code.unwrap_or_default();
-    let data = body.data;
+    let data = body.data.ok_or(RefusalCode::Unreadable);
     match biz_code {
-        biz::CHAT => chat(&data.ok_or(Reason::Unreadable)?),
-        biz::LIKES => like(&data.ok_or(Reason::Unreadable)?),
+        biz::CHAT => parse_chat(&data?),
+        biz::LIKES => parse_like(&data?),
         code if biz::INTEGRATORS.contains(&code) => {
-            let data = data.ok_or(Reason::Unreadable)?;
-            let to: Target = object(&data).map_err(|_| Reason::Unreadable)?;
-            Ok(Ask::Business { to: to.addressee()?, biz_code, data })
+            let data = data?;
+            let target: Target = object(&data).map_err(|_| RefusalCode::Unreadable)?;
+            Ok(SendRequest::Business { to: target.addressee()?, biz_code, data })
         }
-        _ => Err(Reason::NotRouted),
+        _ => Err(RefusalCode::NotRouted),
     }
 }
 
@@ -124,105 +141,49 @@ struct Target {
 }
 
 impl Target {
-    /// A room wins over a user: 1:1 is what has no room.
-    fn addressee(&self) -> Result<Addressee, Reason> {
-        match (self.room_id, self.object_id) {
-            (Some(room), _) => room.try_into().map(Addressee::Room).map_err(|_| Reason::Unreadable),
-            (None, Some(user)) => {
-                user.try_into().map(Addressee::User).map_err(|_| Reason::Unreadable)
-            }
-            (None, None) => Err(Reason::Unreadable),
-        }
+    /// Returns the addressee. A room takes precedence: a direct message is one
+    /// without a room.
+    fn addressee(&self) -> Result<Addressee, RefusalCode> {
+        let addressee = match (self.room_id, self.object_id) {
+            (Some(room), _) => room.try_into().ok().map(Addressee::Room),
+            (None, Some(user)) => user.try_into().ok().map(Addressee::User),
+            (None, None) => None,
+        };
+        addressee.ok_or(RefusalCode::Unreadable)
     }
 }
 
-fn chat(data: &str) -> Result<Ask, Reason> {
+fn parse_chat(data: &str) -> Result<SendRequest, RefusalCode> {
     #[derive(Deserialize)]
-    struct Said {
+    struct Chat {
         #[serde(flatten)]
         target: Target,
         #[serde(default, rename = "type")]
         kind: Option<i64>,
         content: String,
     }
-    let said: Said = object(data).map_err(|_| Reason::Unreadable)?;
-    let (biz_code, content) = (biz::CHAT, said.content);
-    Ok(match said.target.addressee()? {
+    let chat: Chat = object(data).map_err(|_| RefusalCode::Unreadable)?;
+    let (biz_code, content) = (biz::CHAT, chat.content);
+    Ok(match chat.target.addressee()? {
         Addressee::Room(room) => {
-            let data = RoomText { kind: said.kind.unwrap_or(1), content };
-            Ask::Room { room, biz_code, data }
+            let text = RoomText { kind: chat.kind.unwrap_or(1), content };
+            SendRequest::Room { room, biz_code, text }
         }
-        Addressee::User(to) => Ask::Direct { to, biz_code, content },
+        Addressee::User(to) => SendRequest::Direct { to, biz_code, content },
     })
 }
 
-fn like(data: &str) -> Result<Ask, Reason> {
+fn parse_like(data: &str) -> Result<SendRequest, RefusalCode> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Liked {
+    struct Like {
         room_id: RoomId,
         count: u32,
     }
-    let liked: Liked = object(data).map_err(|_| Reason::Unreadable)?;
-    match liked.count {
-        1..=LIKES_MAX => Ok(Ask::Like { room: liked.room_id, count: liked.count }),
-        _ => Err(Reason::Unreadable),
-    }
-}
-
-/// What the members of a room see.
-pub(crate) fn room_data(who: &Identity, room: RoomId, text: &RoomText, now_ms: u64) -> String {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Data<'a> {
-        user_id: UserId,
-        room_id: RoomId,
-        #[serde(rename = "type")]
-        kind: i64,
-        content: &'a str,
-        sender_name: &'a str,
-        sender_avatar: &'a str,
-        create_time: u64,
-    }
-    let data = Data {
-        user_id: who.user,
-        room_id: room,
-        kind: text.kind,
-        content: &text.content,
-        sender_name: &who.nick_name,
-        sender_avatar: &who.avatar,
-        create_time: now_ms,
-    };
-    serde_json::to_string(&data).expect("plain data encodes")
-}
-
-/// What the recipient of a 1:1 message sees.
-pub(crate) fn direct_data(who: &Identity, content: &str, now_ms: u64) -> String {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Data<'a> {
-        sender_id: UserId,
-        content: &'a str,
-        sender_name: &'a str,
-        sender_avatar: &'a str,
-        create_time: u64,
-    }
-    let data = Data {
-        sender_id: who.user,
-        content,
-        sender_name: &who.nick_name,
-        sender_avatar: &who.avatar,
-        create_time: now_ms,
-    };
-    serde_json::to_string(&data).expect("plain data encodes")
-}
-
-/// The key under which the log knows a message again: the sender's own id for
-/// it, or else its place on its connection.
-pub(crate) fn dedup_key(who: &Identity, name: Option<&ClientMsgId>, place: &str) -> String {
-    match name {
-        Some(name) => format!("m:{}:{}:{name}", who.app, who.user),
-        None => format!("c:{place}"),
+    let like: Like = object(data).map_err(|_| RefusalCode::Unreadable)?;
+    match like.count {
+        1..=LIKES_MAX => Ok(SendRequest::Like { room: like.room_id, count: like.count }),
+        _ => Err(RefusalCode::Unreadable),
     }
 }
 
@@ -235,45 +196,53 @@ mod tests {
     }
 
     #[test]
-    fn what_a_frame_asks_for() {
+    fn a_business_frame_is_a_request_or_a_refusal_code() {
         let room: RoomId = "7".parse().unwrap();
         let user: UserId = "100002".parse().unwrap();
-        let said = |kind, content: &str| Ask::Room {
+        let to_room = |kind, content: &str| SendRequest::Room {
             room,
             biz_code: 5555,
-            data: RoomText { kind, content: content.into() },
+            text: RoomText { kind, content: content.into() },
         };
-        let wrote =
-            |content: &str| Ask::Direct { to: user, biz_code: 5555, content: content.into() };
+        let direct = |content: &str| SendRequest::Direct {
+            to: user,
+            biz_code: 5555,
+            content: content.into(),
+        };
         for (biz_code, data, expected) in [
-            (5555, r#"{"roomId":7,"type":2,"content":"x"}"#, Ok(said(2, "x"))),
-            (5555, r#"{"roomId":"7","content":""}"#, Ok(said(1, ""))),
-            (5555, r#"{"roomId":7,"objectId":100002,"content":"x"}"#, Ok(said(1, "x"))),
-            (5555, r#"{"roomId":null,"objectId":100002,"content":"x"}"#, Ok(wrote("x"))),
-            (5555, r#"{"content":"x"}"#, Err(Reason::Unreadable)),
-            (5555, r#"{"roomId":0,"content":"x"}"#, Err(Reason::Unreadable)),
-            (5555, r#"{"roomId":-7,"content":"x"}"#, Err(Reason::Unreadable)),
-            (5555, r#"{"objectId":9999,"content":"x"}"#, Err(Reason::Unreadable)),
-            (5555, r#"{"roomId":7,"content":1}"#, Err(Reason::Unreadable)),
-            (5555, r#"{"roomId":7}"#, Err(Reason::Unreadable)),
-            (5555, r#"["roomId"]"#, Err(Reason::Unreadable)),
-            (5555, "", Err(Reason::Unreadable)),
-            (5602, r#"{"roomId":7,"count":100}"#, Ok(Ask::Like { room, count: 100 })),
-            (5602, r#"{"roomId":7,"count":101}"#, Err(Reason::Unreadable)),
-            (5602, r#"{"roomId":7,"count":0}"#, Err(Reason::Unreadable)),
-            (4321, r#"{"roomId":7,"content":"x"}"#, Err(Reason::NotRouted)),
-            (8000, "{}", Err(Reason::NotRouted)),
-            (7000, "{}", Err(Reason::Unreadable)),
+            (5555, r#"{"roomId":7,"type":2,"content":"x"}"#, Ok(to_room(2, "x"))),
+            (5555, r#"{"roomId":"7","content":""}"#, Ok(to_room(1, ""))),
+            (5555, r#"{"roomId":7,"objectId":100002,"content":"x"}"#, Ok(to_room(1, "x"))),
+            (5555, r#"{"roomId":null,"objectId":100002,"content":"x"}"#, Ok(direct("x"))),
+            (5555, r#"{"content":"x"}"#, Err(RefusalCode::Unreadable)),
+            (5555, r#"{"roomId":0,"content":"x"}"#, Err(RefusalCode::Unreadable)),
+            (5555, r#"{"roomId":-7,"content":"x"}"#, Err(RefusalCode::Unreadable)),
+            (5555, r#"{"objectId":9999,"content":"x"}"#, Err(RefusalCode::Unreadable)),
+            (5555, r#"{"roomId":7,"content":1}"#, Err(RefusalCode::Unreadable)),
+            (5555, r#"{"roomId":7}"#, Err(RefusalCode::Unreadable)),
+            (5555, r#"["roomId"]"#, Err(RefusalCode::Unreadable)),
+            (5555, "", Err(RefusalCode::Unreadable)),
+            (5602, r#"{"roomId":7,"count":100}"#, Ok(SendRequest::Like { room, count: 100 })),
+            (5602, r#"{"roomId":7,"count":101}"#, Err(RefusalCode::Unreadable)),
+            (5602, r#"{"roomId":7,"count":0}"#, Err(RefusalCode::Unreadable)),
+            (4321, r#"{"roomId":7,"content":"x"}"#, Err(RefusalCode::NotRouted)),
+            (8000, "{}", Err(RefusalCode::NotRouted)),
+            (7000, "{}", Err(RefusalCode::Unreadable)),
         ] {
-            assert_eq!(read(&body(biz_code, data)).1, expected, "{biz_code} {data}");
+            assert_eq!(parse(&body(biz_code, data)).1, expected, "{biz_code} {data}");
         }
         let gift = r#"{"roomId":7,"gift":"rose"}"#;
         let (to, biz_code, data) = (Addressee::Room(room), 7999, gift.to_owned());
-        assert_eq!(read(&body(7999, gift)).1, Ok(Ask::Business { to, biz_code, data }));
+        assert_eq!(parse(&body(7999, gift)).1, Ok(SendRequest::Business { to, biz_code, data }));
     }
 
     #[test]
-    fn what_cannot_be_read_is_refused_by_name_if_it_has_one() {
+    fn an_unknown_biz_code_without_data_is_not_routed() {
+        assert_eq!(parse(r#"{"bizCode":4321}"#).1, Err(RefusalCode::NotRouted));
+    }
+
+    #[test]
+    fn a_refusal_names_the_client_msg_id_if_it_is_readable() {
         let id: ClientMsgId = "a-1".parse().unwrap();
         for bad in [
             r#"{"clientMsgId":"a-1","bizCode":"5555"}"#,
@@ -281,10 +250,10 @@ mod tests {
             r#"{"clientMsgId":"a-1","userId":"me","bizCode":5555,"data":"{}"}"#,
             r#"{"clientMsgId":"a-1","bizCode":5555}"#,
         ] {
-            assert_eq!(read(bad), (Some(id.clone()), Err(Reason::Unreadable)), "{bad}");
+            assert_eq!(parse(bad), (Some(id.clone()), Err(RefusalCode::Unreadable)), "{bad}");
         }
         for bad in ["", "x", "[]", r#"{"clientMsgId":"a b","bizCode":5555,"data":"{}"}"#] {
-            assert_eq!(read(bad), (None, Err(Reason::Unreadable)), "{bad}");
+            assert_eq!(parse(bad), (None, Err(RefusalCode::Unreadable)), "{bad}");
         }
     }
 }

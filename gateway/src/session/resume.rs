@@ -20,8 +20,8 @@ use crate::{
     delivery::connection::Connection,
     delivery::in_flight::{Entry, Source},
     delivery::room_filters,
-    frame::Message,
-    session::registry::Serving,
+    frame::EncodedMessage,
+    instance::GatewayInstance,
 };
 
 /// Messages a resume brings at most. Whoever missed more reads the history.
@@ -37,7 +37,7 @@ const RESUME_AGE_MAX_MS: u64 = 24 * 3600 * 1000;
 ///
 /// Each entry expects `connection` and is not sealed.
 pub(crate) async fn missed(
-    serving: &Serving,
+    instance: &GatewayInstance,
     connection: &Arc<Connection>,
     room: RoomId,
     after: MsgId,
@@ -47,7 +47,7 @@ pub(crate) async fn missed(
         debug!(%room, %after, %position, "the log has lost its tail: not recovered");
         return None;
     }
-    let found = match read(serving, connection, room, after, position).await {
+    let found = match read(instance, connection, room, after, position).await {
         Ok(found) => found?,
         Err(error) => {
             warn!(%room, error = %chain(&error), "the log does not answer: not recovered");
@@ -59,8 +59,8 @@ pub(crate) async fn missed(
         let msg_id = entry.msg_id();
         let Ok(record) = entry.record() else { continue }; // fan-out has set it aside, too
         let Event::RoomMessageSent { app, biz_code, data, .. } = record.event else { continue };
-        let message = Message::new(app, biz_code, &data, Some(msg_id));
-        let (message, source, desk) = (Arc::new(message), Source::Resume, serving.desk.clone());
+        let message = EncodedMessage::new(app, biz_code, &data, Some(msg_id));
+        let (message, source, desk) = (Arc::new(message), Source::Resume, instance.desk.clone());
         let entry = Entry::open(app, Some(room), msg_id, message, source, None, desk);
         entry.expect(connection);
         missed.push(entry);
@@ -70,16 +70,16 @@ pub(crate) async fn missed(
 
 /// `Ok(None)`: too far back, or too much.
 async fn read(
-    serving: &Serving,
+    instance: &GatewayInstance,
     connection: &Connection,
     room: RoomId,
     after: MsgId,
     position: MsgId,
 ) -> Result<Option<Vec<LogEntry>>, ReadError> {
-    let Some(from) = start(serving, connection, room, after.seq_not_above()).await? else {
+    let Some(from) = start(instance, connection, room, after.seq_not_above()).await? else {
         return Ok(None);
     };
-    let filters = room_filters((connection.who.app, room));
+    let filters = room_filters((connection.identity.app, room));
     let own = AtomicUsize::new(0);
     let is_missed = |entry: &LogEntry| {
         if !entry.subject.ends_with(".msg") {
@@ -87,18 +87,18 @@ async fn read(
         }
         let record = entry.record();
         let mine = matches!(&record, Ok(Record { event: Event::RoomMessageSent { sender, .. }, .. })
-            if sender.user == Some(connection.who.user));
+            if sender.user == Some(connection.identity.user));
         !mine || OWN_MESSAGES_MAX <= own.fetch_add(1, Ordering::Relaxed)
     };
     let max = RESUME_MESSAGES_MAX;
-    let range = serving.bus.read_range(filters, from, position, max, is_missed).await?;
+    let range = instance.bus.read_range(filters, from, position, max, is_missed).await?;
     Ok(range.complete.then_some(range.entries))
 }
 
 /// Behind which entry of the log to read, so that nothing after the cursor can
 /// be missing. `Ok(None)`: nobody could tell, or it is too long ago.
 async fn start(
-    serving: &Serving,
+    instance: &GatewayInstance,
     connection: &Connection,
     room: RoomId,
     cursor: u64,
@@ -110,14 +110,14 @@ async fn start(
     // What stands at the cursor must still be there: otherwise what followed
     // it may be gone as well, and nobody could tell.
     if 0 < cursor
-        && let Some(entry) = serving.bus.read_one(MsgId::at(cursor)).await?
+        && let Some(entry) = instance.bus.read_one(MsgId::at(cursor)).await?
         && recent(&entry)
     {
         return Ok(Some(cursor));
     }
     // A cursor from before the room began misses all of it, and no more.
-    let opened = subject::room(connection.who.app, room, RoomKind::Opened);
-    let opened = serving.bus.read_last(&opened).await?;
+    let opened = subject::room(connection.identity.app, room, RoomKind::Opened);
+    let opened = instance.bus.read_last(&opened).await?;
     let opened = opened.filter(|opened| cursor < opened.seq && recent(opened));
     Ok(opened.map(|opened| opened.seq))
 }

@@ -1,10 +1,10 @@
-//! Connections arriving, up to their login.
+//! Accepting connections, and bringing each to its login or to its refusal.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use qiyu_nats::chain;
-use qiyu_schema::UserId;
+use qiyu_schema::{RoomId, UserId};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -14,52 +14,56 @@ use tokio_tungstenite::tungstenite::http::StatusCode;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::{
+    protocol::Protocol,
+    socket::Socket,
+    upgrade::{self, UpgradeError},
+};
 use crate::{
-    frame::{self, Body, InFrame, LoginBody, Reply, Wire, code},
-    gateway::Shared,
-    session::login::Ask,
-    session::registry::Serving,
-    wire::socket::{Protocol, Socket},
-    wire::upgrade::{self, NoUpgrade},
+    frame::{self, Body, InFrame, LoginBody, Reply, Transport, code},
+    gateway::inner::GatewayInner,
+    instance::GatewayInstance,
+    session::login::{AdmittedLogin, LoginRequest},
 };
 
-/// Sockets that have connected and not logged in. Beyond it new ones wait in
-/// the kernel's queue: a crowd of silent sockets must not take all memory.
-const STRANGERS_MAX: usize = 4096;
-/// Pause after a failed accept: with no file descriptor left it fails at once, again and again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a stranger may take to say who it is while the gateway drains.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-/// How long a refused peer may take to read why.
-const LINGER: Duration = Duration::from_secs(2);
+/// Connections without a login at most. Further ones wait in the kernel's
+/// queue: a crowd of silent sockets must not take all memory.
+const PENDING_LOGINS_MAX: usize = 4096;
+/// The pause after a failed accept. Without file descriptors it fails at once,
+/// again and again.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How long a pending login may take while the gateway drains: long enough to
+/// receive the refusal.
+const DRAINING_LOGIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a refused client may take to read the refusal.
+const DRAIN_INPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Accepts until `stop`.
+/// Accepts connections until `stop`.
 pub(crate) async fn accept(
     listener: TcpListener,
-    wire: Wire,
-    shared: Arc<Shared>,
+    transport: Transport,
+    inner: Arc<GatewayInner>,
     stop: CancellationToken,
 ) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let pending_logins = Arc::new(Semaphore::new(PENDING_LOGINS_MAX));
     loop {
-        let Ok(place) = Arc::clone(&strangers).acquire_owned().await else { return };
-        let accepted = match stop.run_until_cancelled(listener.accept()).await {
+        let Ok(permit) = Arc::clone(&pending_logins).acquire_owned().await else { return };
+        let (stream, peer) = match stop.run_until_cancelled(listener.accept()).await {
             None => return,
             Some(Ok(accepted)) => accepted,
             Some(Err(error)) => {
                 warn!(error = %chain(&error), "connection not accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
                 continue;
             }
         };
-        let (stream, peer) = accepted;
         // Frames are written whole; waiting for more only adds to their age.
         stream.set_nodelay(true).ok();
-        let meet = meet(stream, peer, wire, Arc::clone(&shared));
-        shared.tasks.spawn(async move {
+        let login = log_in(stream, peer, transport, Arc::clone(&inner));
+        inner.socket_tasks.spawn(async move {
             let socket = {
-                let _place = place;
-                meet.await
+                let _permit = permit;
+                login.await
             };
             if let Some(socket) = socket {
                 socket.run().await;
@@ -68,63 +72,76 @@ pub(crate) async fn accept(
     }
 }
 
-/// Brings a stranger to its login, or to its end.
-async fn meet(
-    mut stream: TcpStream,
-    peer: SocketAddr,
-    wire: Wire,
-    shared: Arc<Shared>,
-) -> Option<Box<Socket>> {
-    let (serving, admitted, protocol) = match wire {
-        Wire::Ws => meet_ws(&mut stream, peer, &shared).await?,
-        Wire::Tcp => meet_tcp(&mut stream, peer, &shared).await?,
-    };
-    let connection = serving.enter(admitted).await;
-    Some(Box::new(Socket::new(serving, connection, stream, protocol, peer)))
+/// A client whose login was admitted by an incarnation.
+struct AdmittedClient {
+    instance: Arc<GatewayInstance>,
+    login: AdmittedLogin,
+    protocol: Protocol,
 }
 
-type Met = (Arc<Serving>, crate::session::login::Admitted, Protocol);
-
-async fn meet_ws(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> Option<Met> {
-    let asked = upgrade::read(stream, &shared.config.origins);
-    let upgrade = match in_time(asked, peer, shared).await? {
-        Ok(upgrade) => upgrade,
-        Err(NoUpgrade::Gone) => return None,
-        Err(NoUpgrade::Status(status)) => return refuse_ws(stream, status).await,
+/// Brings a new connection to its login. `None`: it was refused, or is gone.
+async fn log_in(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    transport: Transport,
+    inner: Arc<GatewayInner>,
+) -> Option<Box<Socket>> {
+    let admitted = match transport {
+        Transport::Ws => log_in_ws(&mut stream, peer, &inner).await?,
+        Transport::Tcp => log_in_tcp(&mut stream, peer, &inner).await?,
     };
-    let Some(serving) = shared.serving() else {
+    let AdmittedClient { instance, login, protocol } = admitted;
+    let connection = instance.enter(login).await;
+    Some(Box::new(Socket::new(instance, connection, stream, protocol, peer)))
+}
+
+async fn log_in_ws(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    inner: &GatewayInner,
+) -> Option<AdmittedClient> {
+    let request = upgrade::read(stream, &inner.config.origins);
+    let upgrade = match within_login_deadline(request, peer, inner).await? {
+        Ok(upgrade) => upgrade,
+        Err(UpgradeError::Gone) => return None,
+        Err(UpgradeError::Status(status)) => return refuse_ws(stream, status).await,
+    };
+    let Some(instance) = inner.instance() else {
         return refuse_ws(stream, StatusCode::SERVICE_UNAVAILABLE).await;
     };
-    let ask = Ask {
+    let request = LoginRequest {
         app: None,
         user: upgrade.user,
         token: &upgrade.token,
         room: upgrade.room,
         last_msg_id: upgrade.last_msg_id,
-        address: upgrade::address_of(peer),
+        address: peer.ip().to_canonical(),
     };
-    let admitted = match serving.admit(ask, Wire::Ws).await {
-        Ok(admitted) => admitted,
+    let login = match instance.admit(request, Transport::Ws).await {
+        Ok(login) => login,
         Err(refusal) => return refuse_ws(stream, refusal.into()).await,
     };
     if upgrade::accept(stream, &upgrade).await.is_err() {
-        serving.dismiss(admitted).await;
+        instance.abandon_login(login).await;
         return None;
     }
-    let protocol = Protocol::ws(&upgrade.rest);
-    Some((serving, admitted, protocol))
+    Some(AdmittedClient { instance, login, protocol: Protocol::ws(&upgrade.rest) })
 }
 
-async fn refuse_ws(stream: &mut TcpStream, status: StatusCode) -> Option<Met> {
+async fn refuse_ws(stream: &mut TcpStream, status: StatusCode) -> Option<AdmittedClient> {
     upgrade::refuse(stream, status).await;
-    linger(stream).await;
+    drain_input(stream).await;
     None
 }
 
-async fn meet_tcp(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> Option<Met> {
+async fn log_in_tcp(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    inner: &GatewayInner,
+) -> Option<AdmittedClient> {
     let mut input = BytesMut::new();
-    let first = first_frame(stream, &mut input, shared.config.max_frame);
-    let frame = match in_time(first, peer, shared).await? {
+    let first = read_first_frame(stream, &mut input, inner.config.max_frame);
+    let frame = match within_login_deadline(first, peer, inner).await? {
         Ok(frame) => frame,
         Err(error) => {
             debug!(%peer, error = %chain(&error), "closed before login");
@@ -140,49 +157,59 @@ async fn meet_tcp(stream: &mut TcpStream, peer: SocketAddr, shared: &Shared) -> 
         Body::Unreadable => None,
     };
     let Some(body) = body else {
-        let app = shared.config.apps.first().map_or(0, |app| u64::from(app.get()));
+        let app = inner.config.apps.first().map_or(0, |app| u64::from(app.get()));
         return refuse_tcp(stream, app, 0).await;
     };
-    let refused = (body.app_id, body.user_id);
     let ids = UserId::try_from(body.user_id).ok().zip(room_of(&body));
-    let (Some((user, room)), Some(serving)) = (ids, shared.serving()) else {
-        return refuse_tcp(stream, refused.0, refused.1).await;
+    let (Some((user, room)), Some(instance)) = (ids, inner.instance()) else {
+        return refuse_tcp(stream, body.app_id, body.user_id).await;
     };
-    let ask = Ask {
+    let request = LoginRequest {
         app: Some(body.app_id),
         user,
         token: &body.token,
         room,
         last_msg_id: body.last_msg_id.and_then(|id| id.max(1).try_into().ok()),
-        address: upgrade::address_of(peer),
+        address: peer.ip().to_canonical(),
     };
-    match serving.admit(ask, Wire::Tcp).await {
-        Ok(admitted) => Some((serving, admitted, Protocol::tcp(input))),
-        Err(_) => refuse_tcp(stream, refused.0, refused.1).await,
+    match instance.admit(request, Transport::Tcp).await {
+        Ok(login) => Some(AdmittedClient { instance, login, protocol: Protocol::tcp(input) }),
+        Err(_) => refuse_tcp(stream, body.app_id, body.user_id).await,
     }
 }
 
-/// A stranger has only so long to say who it is. Not cancelled later than
-/// this: a login that is being checked is also brought to its end.
-async fn in_time<T>(said: impl Future<Output = T>, peer: SocketAddr, shared: &Shared) -> Option<T> {
-    let too_late = async {
-        let draining = shared.draining.cancelled();
-        if tokio::time::timeout(shared.config.login_deadline, draining).await.is_ok() {
-            // Long enough to hear that nobody is let in any more.
-            tokio::time::sleep(LAST_WORDS).await;
+/// Returns the room of a login. The outer `None`: no room can have this id.
+fn room_of(body: &LoginBody) -> Option<Option<RoomId>> {
+    match body.room_id {
+        None => Some(None),
+        Some(room) => room.try_into().ok().map(Some),
+    }
+}
+
+/// Waits for the first request of a client until the login deadline. The check
+/// of a login that arrived in time is never cancelled.
+async fn within_login_deadline<T>(
+    request: impl Future<Output = T>,
+    peer: SocketAddr,
+    inner: &GatewayInner,
+) -> Option<T> {
+    let deadline = async {
+        let draining = inner.draining.cancelled();
+        if tokio::time::timeout(inner.config.login_deadline, draining).await.is_ok() {
+            tokio::time::sleep(DRAINING_LOGIN_TIMEOUT).await;
         }
     };
     tokio::select! {
         biased;
-        said = said => Some(said),
-        () = too_late => {
+        request = request => Some(request),
+        () = deadline => {
             debug!(%peer, "no login in time");
             None
         }
     }
 }
 
-async fn first_frame(
+async fn read_first_frame(
     stream: &mut TcpStream,
     input: &mut BytesMut,
     body_bytes_max: usize,
@@ -199,26 +226,19 @@ async fn first_frame(
     }
 }
 
-/// `None`: it asks for a room that cannot exist.
-fn room_of(body: &LoginBody) -> Option<Option<qiyu_schema::RoomId>> {
-    match body.room_id {
-        None => Some(None),
-        Some(room) => room.try_into().ok().map(Some),
-    }
-}
-
-async fn refuse_tcp(stream: &mut TcpStream, app: u64, user: u64) -> Option<Met> {
+async fn refuse_tcp(stream: &mut TcpStream, app: u64, user: u64) -> Option<AdmittedClient> {
     let mut out = BytesMut::new();
-    Wire::Tcp.write_reply(&mut out, code::LOGIN, &Reply::plain(app, user, "false"));
+    Transport::Tcp.write_reply(&mut out, code::LOGIN, &Reply::plain(app, user, "false"));
     stream.write_all(&out).await.ok()?;
     stream.shutdown().await.ok()?;
-    linger(stream).await;
+    drain_input(stream).await;
     None
 }
 
-/// Unread input would turn our close into a reset, which overtakes the answer.
-async fn linger(stream: &mut TcpStream) {
+/// Reads and drops the rest of the input: unread input would turn the close into
+/// a reset, which overtakes the answer.
+async fn drain_input(stream: &mut TcpStream) {
     let mut rest = [0; 1024];
     let drained = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
-    tokio::time::timeout(LINGER, drained).await.ok();
+    tokio::time::timeout(DRAIN_INPUT_TIMEOUT, drained).await.ok();
 }

@@ -1,5 +1,5 @@
-//! A room that was, shown to whoever connects: the ordinary WebSocket protocol
-//! over a recording instead of a bus. Nobody is logged in, nothing is stored.
+//! The playback server's sockets: the ordinary WebSocket protocol over a
+//! recording instead of a bus. No login is checked and nothing is stored.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,66 +21,63 @@ use tokio_tungstenite::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+use super::upgrade::{self, UpgradeError};
 use crate::{
-    frame::{self, Body, BusinessBody, InFrame, Message, Reason, Reply, biz, code},
-    wire::upgrade::{self, NoUpgrade},
+    close::CloseReason,
+    frame::{self, Body, BusinessBody, EncodedMessage, InFrame, RefusalCode, Reply, biz, code},
 };
 
-/// Viewers at once: each has a reading of its own.
+/// Viewers at once at most: each has a playback of its own.
 const VIEWERS_MAX: usize = 100;
-/// How long a stranger may take to ask.
-const LOGIN_DEADLINE: Duration = Duration::from_secs(10);
-/// How long one frame may take to be written to somebody who reads slowly.
-const WRITE_MAX: Duration = Duration::from_secs(10);
-/// The largest frame taken from a viewer, who has nothing to say.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the write of one frame may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a frame from a viewer at most. Viewers only send heartbeats and acks.
 const FRAME_BYTES_MAX: usize = 64 * 1024;
-/// Pause after a failed accept.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a failed accept.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// One thing a viewer sees.
+/// An event that a playback shows to its viewer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PlaybackEvent {
-    /// Somebody spoke.
     Message {
-        /// The message.
         msg_id: MsgId,
-        /// What it is about.
         biz_code: i32,
-        /// As its recipients saw it.
+        /// The data as the recipients received it.
         data: String,
     },
-    /// So many are inside now.
+    /// The number of viewers has changed.
     Viewers(u64),
-    /// It has so many likes now.
+    /// The number of likes has changed.
     Likes(u64),
-    /// The room closed.
     Closed {
-        /// The closing.
+        /// The event that closed the room.
         msg_id: MsgId,
     },
 }
 
-/// A recording being watched by one viewer.
+/// A recording that is played for one viewer.
 #[derive(Debug)]
 pub struct Playback {
-    /// The position it begins behind.
+    /// The position after which it starts.
     pub position: MsgId,
-    /// What is seen, when it is due. Its end is the recording's.
+    /// Receives each event when it is due, and ends with the recording.
     pub events: mpsc::Receiver<PlaybackEvent>,
 }
 
-/// Whatever can show rooms.
+/// A source of recorded rooms.
 pub trait Recording: Send + Sync + 'static {
-    /// Begins showing `room`: behind `after`, else from its beginning. `None`:
-    /// it has no such room. It ends early when the receiver is dropped.
-    fn open(
+    /// Starts a playback of `room` after the message `after`, or from its
+    /// beginning. It ends early when the receiver is dropped. Returns `None` if
+    /// there is no such room.
+    fn play(
         &self,
         room: RoomId,
         after: Option<MsgId>,
     ) -> impl Future<Output = Option<Playback>> + Send;
 }
 
-/// Shows `recording` of `app` to everybody who connects to `listener`, until `stop`.
+/// Plays `recording` of `app` to each client of `listener`, until `stop`.
 pub async fn serve<R: Recording>(
     listener: TcpListener,
     origins: Vec<String>,
@@ -88,29 +85,29 @@ pub async fn serve<R: Recording>(
     recording: Arc<R>,
     stop: CancellationToken,
 ) {
-    let (tasks, places) = (TaskTracker::new(), Arc::new(Semaphore::new(VIEWERS_MAX)));
+    let (tasks, viewers) = (TaskTracker::new(), Arc::new(Semaphore::new(VIEWERS_MAX)));
     let origins: Arc<[String]> = origins.into();
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    while let Ok(permit) = Arc::clone(&viewers).acquire_owned().await {
         let (stream, peer) = match stop.run_until_cancelled(listener.accept()).await {
             None => break,
             Some(Ok(accepted)) => accepted,
             Some(Err(error)) => {
                 warn!(%error, "viewer not accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
                 continue;
             }
         };
         let (origins, recording, stop) = (origins.clone(), recording.clone(), stop.clone());
         tasks.spawn(async move {
-            let _place = place;
-            meet(stream, peer, &origins, app, &*recording, stop).await;
+            let _permit = permit;
+            serve_viewer(stream, peer, &origins, app, &*recording, stop).await;
         });
     }
     tasks.close();
     tasks.wait().await;
 }
 
-async fn meet<R: Recording>(
+async fn serve_viewer<R: Recording>(
     mut stream: TcpStream,
     peer: SocketAddr,
     origins: &[String],
@@ -119,35 +116,35 @@ async fn meet<R: Recording>(
     stop: CancellationToken,
 ) {
     stream.set_nodelay(true).ok();
-    let asked = match timeout(LOGIN_DEADLINE, upgrade::read(&mut stream, origins)).await {
-        Ok(Ok(asked)) => asked,
-        Ok(Err(NoUpgrade::Status(status))) => return upgrade::refuse(&mut stream, status).await,
-        Ok(Err(NoUpgrade::Gone)) | Err(_) => return,
+    let request = match timeout(LOGIN_TIMEOUT, upgrade::read(&mut stream, origins)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(UpgradeError::Status(status))) => return upgrade::refuse(&mut stream, status).await,
+        Ok(Err(UpgradeError::Gone)) | Err(_) => return,
     };
-    // Any token will do; only the room must be one that is shown.
-    let Some(room) = asked.room else {
+    // Any ticket is accepted; only the room must be one of the recording.
+    let Some(room) = request.room else {
         return upgrade::refuse(&mut stream, StatusCode::NOT_FOUND).await;
     };
-    let Some(reel) = recording.open(room, asked.last_msg_id).await else {
+    let Some(playback) = recording.play(room, request.last_msg_id).await else {
         return upgrade::refuse(&mut stream, StatusCode::NOT_FOUND).await;
     };
-    if upgrade::accept(&mut stream, &asked).await.is_err() {
+    if upgrade::accept(&mut stream, &request).await.is_err() {
         return;
     }
     let limits = WebSocketConfig::default()
         .max_message_size(Some(2 * FRAME_BYTES_MAX))
         .max_frame_size(Some(2 * FRAME_BYTES_MAX));
-    let rest = asked.rest.to_vec();
+    let rest = request.rest.to_vec();
     let socket =
         WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(limits)).await;
-    let viewer = Viewer { app, user: asked.user, room, socket };
-    let recovered = asked.last_msg_id.map(|_| true);
-    if let Err(error) = viewer.watch(reel, recovered, stop).await {
+    let viewer = Viewer { app, user: request.user, room, socket };
+    let recovered = request.last_msg_id.map(|_| true);
+    if let Err(error) = viewer.run(playback, recovered, stop).await {
         debug!(%peer, %error, "viewer gone");
     }
 }
 
-/// A connection that watches.
+/// The connection of a viewer.
 struct Viewer {
     app: AppId,
     user: UserId,
@@ -155,122 +152,129 @@ struct Viewer {
     socket: WebSocketStream<TcpStream>,
 }
 
-type Broken = Box<dyn std::error::Error + Send + Sync>;
+type SocketError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Whether there is more.
-enum Next {
-    Goes,
-    Ends,
+/// Whether the connection stays open.
+enum Flow {
+    Continue,
+    End,
 }
 
 impl Viewer {
-    async fn watch(
+    async fn run(
         mut self,
-        mut reel: Playback,
+        mut playback: Playback,
         recovered: Option<bool>,
         stop: CancellationToken,
-    ) -> Result<(), Broken> {
-        let welcome = Reply::welcome(self.app, self.user, Some(reel.position), recovered);
+    ) -> Result<(), SocketError> {
+        let welcome = Reply::welcome(self.app, self.user, Some(playback.position), recovered);
         self.reply(code::LOGIN, &welcome).await?;
-        let mut is_over = false;
+        let mut finished = false;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {
-                    return self.close(1012, "the recording is put away").await;
+                    let close = CloseReason::PlaybackStopped;
+                    return self.close(&close, &close.text()).await;
                 }
-                heard = self.socket.next() => {
-                    let Some(heard) = heard else { return Ok(()) };
-                    if let Next::Ends = self.hear(heard?).await? {
+                message = self.socket.next() => {
+                    let Some(message) = message else { return Ok(()) };
+                    if let Flow::End = self.handle(message?).await? {
                         return Ok(());
                     }
                 }
-                shown = reel.events.recv(), if !is_over => match shown {
-                    Some(shown) => self.show(&shown).await?,
-                    // They may look at the last picture for as long as they like.
-                    None => is_over = true,
+                event = playback.events.recv(), if !finished => match event {
+                    Some(event) => self.show(&event).await?,
+                    None => finished = true, // the viewer may keep the last state on screen
                 },
             }
         }
     }
 
-    async fn show(&mut self, shown: &PlaybackEvent) -> Result<(), Broken> {
+    async fn show(&mut self, event: &PlaybackEvent) -> Result<(), SocketError> {
         let (app, room) = (self.app, self.room);
         let notice = |code, field: &str, number: u64| {
-            Message::new(app, code, &format!(r#"{{"roomId":{room},"{field}":{number}}}"#), None)
+            let data = format!(r#"{{"roomId":{room},"{field}":{number}}}"#);
+            EncodedMessage::new(app, code, &data, None)
         };
-        let message = match shown {
+        let message = match event {
             PlaybackEvent::Message { msg_id, biz_code, data } => {
-                Message::new(app, *biz_code, data, Some(*msg_id))
+                EncodedMessage::new(app, *biz_code, data, Some(*msg_id))
             }
             PlaybackEvent::Viewers(number) => notice(biz::VIEWERS, "watchNum", *number),
             PlaybackEvent::Likes(number) => notice(biz::LIKES, "goodNum", *number),
             PlaybackEvent::Closed { msg_id } => {
                 let data = format!(r#"{{"roomId":{room}}}"#);
-                Message::new(app, biz::ROOM_CLOSED, &data, Some(*msg_id))
+                EncodedMessage::new(app, biz::ROOM_CLOSED, &data, Some(*msg_id))
             }
         };
         let text = message.text(&self.user.to_string());
         self.send(WsMessage::text(text)).await
     }
 
-    async fn hear(&mut self, heard: WsMessage) -> Result<Next, Broken> {
-        let text = match heard {
+    async fn handle(&mut self, message: WsMessage) -> Result<Flow, SocketError> {
+        let text = match message {
             WsMessage::Text(text) => text,
-            WsMessage::Close(_) => return Ok(Next::Ends),
-            WsMessage::Binary(_) => {
-                self.close(1003, "").await?;
-                return Ok(Next::Ends);
-            }
+            WsMessage::Close(_) => return Ok(Flow::End),
+            WsMessage::Binary(_) => return self.end(CloseReason::BinaryFrame).await,
             // The library answers pings.
-            WsMessage::Ping(_) | WsMessage::Pong(_) | WsMessage::Frame(_) => return Ok(Next::Goes),
+            WsMessage::Ping(_) | WsMessage::Pong(_) | WsMessage::Frame(_) => {
+                return Ok(Flow::Continue);
+            }
         };
-        let Ok(InFrame { code: said, body }) = frame::parse_ws(&text, FRAME_BYTES_MAX) else {
-            self.close(1002, "").await?;
-            return Ok(Next::Ends);
+        let Ok(InFrame { code, body }) = frame::parse_ws(&text, FRAME_BYTES_MAX) else {
+            return self.end(CloseReason::BadFraming("".into())).await;
         };
-        let confirm = Reply::to(self.app, self.user, "true");
-        match i32::try_from(said) {
-            Ok(code::LOGIN) => self.reply(code::LOGIN, &confirm).await?,
-            Ok(code::HEARTBEAT) => self.reply(code::HEARTBEAT, &confirm).await?,
-            Ok(code::ACK) => {} // nobody counts them
+        let confirmation = Reply::to(self.app, self.user, "true");
+        match i32::try_from(code) {
+            Ok(code::LOGIN) => self.reply(code::LOGIN, &confirmation).await?,
+            Ok(code::HEARTBEAT) => self.reply(code::HEARTBEAT, &confirmation).await?,
+            Ok(code::ACK) => {} // nothing is sent again, so nothing is counted
             Ok(code::LOGOUT) => {
-                self.reply(code::LOGOUT, &confirm).await?;
-                self.close(1000, "").await?;
-                return Ok(Next::Ends);
+                self.reply(code::LOGOUT, &confirmation).await?;
+                return self.end(CloseReason::Logout).await;
             }
             Ok(code::BUSINESS) => {
                 let body = match &body {
                     Body::Text(text) => frame::object::<BusinessBody>(text).ok(),
                     Body::Unreadable => None,
                 };
-                // What is over takes no more messages, whatever they are about.
-                let reason = if body.is_some() { Reason::NotRouted } else { Reason::Unreadable };
-                let name = body.and_then(|body| body.client_msg_id);
-                let refusal = Reply::receipt(self.app, self.user, name, Err(reason));
-                self.reply(code::RECEIPT, &refusal).await?;
+                // A recording takes no messages, whatever their bizCode.
+                let refusal = match body {
+                    Some(_) => RefusalCode::NotRouted,
+                    None => RefusalCode::Unreadable,
+                };
+                let client_msg_id = body.and_then(|body| body.client_msg_id);
+                let receipt = Reply::receipt(self.app, self.user, client_msg_id, Err(refusal));
+                self.reply(code::RECEIPT, &receipt).await?;
             }
             _ => {
-                let name = None;
-                let refusal = Reply::receipt(self.app, self.user, name, Err(Reason::Unreadable));
-                self.reply(code::RECEIPT, &refusal).await?;
-                self.close(3505, "").await?;
-                return Ok(Next::Ends);
+                let refusal = Err(RefusalCode::Unreadable);
+                let receipt = Reply::receipt(self.app, self.user, None, refusal);
+                self.reply(code::RECEIPT, &receipt).await?;
+                return self.end(CloseReason::UnknownCode).await;
             }
         }
-        Ok(Next::Goes)
+        Ok(Flow::Continue)
     }
 
-    async fn reply(&mut self, code: i32, reply: &Reply) -> Result<(), Broken> {
+    async fn reply(&mut self, code: i32, reply: &Reply) -> Result<(), SocketError> {
         self.send(WsMessage::text(frame::reply_text(code, reply))).await
     }
 
-    async fn send(&mut self, message: WsMessage) -> Result<(), Broken> {
-        Ok(timeout(WRITE_MAX, self.socket.send(message)).await??)
+    async fn send(&mut self, message: WsMessage) -> Result<(), SocketError> {
+        Ok(timeout(WRITE_TIMEOUT, self.socket.send(message)).await??)
     }
 
-    async fn close(&mut self, code: u16, reason: &'static str) -> Result<(), Broken> {
-        let close = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-        Ok(timeout(WRITE_MAX, self.socket.close(Some(close))).await??)
+    /// Closes without a text.
+    async fn end(&mut self, reason: CloseReason) -> Result<Flow, SocketError> {
+        self.close(&reason, "").await?;
+        Ok(Flow::End)
+    }
+
+    async fn close(&mut self, reason: &CloseReason, text: &str) -> Result<(), SocketError> {
+        let code = CloseCode::from(reason.code());
+        let close = CloseFrame { code, reason: text.to_owned().into() };
+        Ok(timeout(WRITE_TIMEOUT, self.socket.close(Some(close))).await??)
     }
 }

@@ -1,7 +1,5 @@
-//! The HTTP request that wants to be a WebSocket. Everything is checked before
-//! it is answered with 101, so there is never a half-open, half-logged-in socket.
-
-use std::net::SocketAddr;
+//! The WebSocket upgrade request. Every check precedes the response 101, so an
+//! open WebSocket is always a logged-in one.
 
 use bytes::{Buf, BytesMut};
 use qiyu_schema::{MsgId, RoomId, UserId};
@@ -15,56 +13,61 @@ use tokio_tungstenite::tungstenite::{
     http::{HeaderValue, Request, StatusCode, header},
 };
 
-use crate::{session::login::Refusal, wire::socket::ws_code};
+use crate::session::login::LoginRefusal;
 
-/// Bytes of request line and headers. Tokens are below 2 KiB.
+/// The code in the path of an upgrade that enters the room behind it.
+const ENTER_ROOM: i32 = 1001;
+
+/// Bytes of request line and headers at most. Tickets are below 2 KiB.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
-/// Header lines.
+/// Header lines at most.
 const HEADERS_MAX: usize = 64;
-/// The subprotocol that lets a token travel outside the URL.
+/// The subprotocol that carries a ticket outside the URL.
 const SUBPROTOCOL: &str = "qiyu";
 
-/// A request that is well-formed and comes from an allowed page.
+/// A request that is well-formed and comes from an allowed origin.
 #[derive(Debug)]
 pub(crate) struct Upgrade {
     pub(crate) token: String,
     pub(crate) user: UserId,
     pub(crate) room: Option<RoomId>,
     pub(crate) last_msg_id: Option<MsgId>,
-    answer: tungstenite::handshake::server::Response,
-    /// What the client sent behind its request already.
+    response: tungstenite::handshake::server::Response,
+    /// Input that followed the request.
     pub(crate) rest: BytesMut,
 }
 
-/// A request that is not answered with 101.
+/// The reason why a request is not answered with 101.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoUpgrade {
-    /// The client is gone or was too slow; nothing to answer.
+pub(crate) enum UpgradeError {
+    /// The client is gone or was too slow. There is nothing to answer.
     Gone,
-    /// This status.
     Status(StatusCode),
 }
 
-impl From<StatusCode> for NoUpgrade {
+impl From<StatusCode> for UpgradeError {
     fn from(status: StatusCode) -> Self {
         Self::Status(status)
     }
 }
 
-impl From<Refusal> for StatusCode {
-    fn from(refusal: Refusal) -> Self {
+impl From<LoginRefusal> for StatusCode {
+    fn from(refusal: LoginRefusal) -> Self {
         match refusal {
-            Refusal::Token => Self::UNAUTHORIZED,
-            Refusal::Room => Self::NOT_FOUND,
-            Refusal::Banned => Self::FORBIDDEN,
-            Refusal::TooMany => Self::TOO_MANY_REQUESTS,
-            Refusal::Unavailable => Self::SERVICE_UNAVAILABLE,
+            LoginRefusal::Ticket => Self::UNAUTHORIZED,
+            LoginRefusal::Room => Self::NOT_FOUND,
+            LoginRefusal::Banned => Self::FORBIDDEN,
+            LoginRefusal::TooMany => Self::TOO_MANY_REQUESTS,
+            LoginRefusal::Unavailable => Self::SERVICE_UNAVAILABLE,
         }
     }
 }
 
-/// Reads the request and checks its form and origin.
-pub(crate) async fn read(socket: &mut TcpStream, origins: &[String]) -> Result<Upgrade, NoUpgrade> {
+/// Reads the request, and checks its form and its origin.
+pub(crate) async fn read(
+    socket: &mut TcpStream,
+    origins: &[String],
+) -> Result<Upgrade, UpgradeError> {
     let mut input = BytesMut::with_capacity(1024);
     loop {
         if let Some(end) = head_end(&input) {
@@ -72,24 +75,24 @@ pub(crate) async fn read(socket: &mut TcpStream, origins: &[String]) -> Result<U
             input.advance(end);
             return check(&request, origins, input);
         }
-        if HEAD_BYTES_MAX <= input.len() {
+        if input.len() >= HEAD_BYTES_MAX {
             return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into());
         }
         match socket.read_buf(&mut input).await {
-            Ok(0) | Err(_) => return Err(NoUpgrade::Gone),
+            Ok(0) | Err(_) => return Err(UpgradeError::Gone),
             Ok(_) => {}
         }
     }
 }
 
-/// Answers 101.
+/// Answers with 101.
 pub(crate) async fn accept(socket: &mut TcpStream, upgrade: &Upgrade) -> std::io::Result<()> {
-    let mut answer = Vec::with_capacity(256);
-    write_response(&mut answer, &upgrade.answer).map_err(std::io::Error::other)?;
-    socket.write_all(&answer).await
+    let mut head = Vec::with_capacity(256);
+    write_response(&mut head, &upgrade.response).map_err(std::io::Error::other)?;
+    socket.write_all(&head).await
 }
 
-/// Answers anything else, and closes.
+/// Answers with another status, and closes.
 pub(crate) async fn refuse(socket: &mut TcpStream, status: StatusCode) {
     let reason = status.canonical_reason().unwrap_or_default();
     let extra = match status {
@@ -99,11 +102,11 @@ pub(crate) async fn refuse(socket: &mut TcpStream, status: StatusCode) {
     };
     let code = status.as_u16();
     let length = reason.len();
-    let answer = format!(
+    let response = format!(
         "HTTP/1.1 {code} {reason}\r\n{extra}Content-Type: text/plain\r\nContent-Length: {length}\r\n\
          Connection: close\r\n\r\n{reason}"
     );
-    socket.write_all(answer.as_bytes()).await.ok(); // it may be gone; then nobody misses it
+    socket.write_all(response.as_bytes()).await.ok(); // the client may be gone
     socket.shutdown().await.ok();
 }
 
@@ -130,12 +133,16 @@ fn parse_head(head: &[u8]) -> Result<Request<()>, StatusCode> {
     request.body(()).map_err(|_| StatusCode::BAD_REQUEST)
 }
 
-fn check(request: &Request<()>, origins: &[String], rest: BytesMut) -> Result<Upgrade, NoUpgrade> {
+fn check(
+    request: &Request<()>,
+    origins: &[String],
+    rest: BytesMut,
+) -> Result<Upgrade, UpgradeError> {
     let version = request.headers().get(header::SEC_WEBSOCKET_VERSION);
     if version.is_some_and(|version| version != "13") {
         return Err(StatusCode::UPGRADE_REQUIRED.into());
     }
-    let mut answer = create_response(request).map_err(|_| StatusCode::BAD_REQUEST)?;
+    let mut response = create_response(request).map_err(|_| StatusCode::BAD_REQUEST)?;
     let offered = offered_token(request);
     let Target { token, user, room } = target(request.uri().path())?;
     let token = match (token.as_str(), offered) {
@@ -144,27 +151,27 @@ fn check(request: &Request<()>, origins: &[String], rest: BytesMut) -> Result<Up
         (_, offered) => {
             // A page that offers our subprotocol expects it to be selected.
             if offered.is_some() {
-                select_subprotocol(&mut answer);
+                select_subprotocol(&mut response);
             }
             token
         }
     };
     if request.uri().path().starts_with("/-/") {
-        select_subprotocol(&mut answer);
+        select_subprotocol(&mut response);
     }
     let last_msg_id = last_msg_id(request.uri().query())?;
     if !origin_allowed(request, origins) {
         return Err(StatusCode::FORBIDDEN.into());
     }
-    Ok(Upgrade { token, user, room, last_msg_id, answer, rest })
+    Ok(Upgrade { token, user, room, last_msg_id, response, rest })
 }
 
-fn select_subprotocol(answer: &mut tungstenite::handshake::server::Response) {
+fn select_subprotocol(response: &mut tungstenite::handshake::server::Response) {
     let value = HeaderValue::from_static(SUBPROTOCOL);
-    answer.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+    response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, value);
 }
 
-/// `Sec-WebSocket-Protocol: qiyu, <token>`
+/// Returns the ticket of a header `Sec-WebSocket-Protocol: qiyu, <token>`.
 fn offered_token(request: &Request<()>) -> Option<String> {
     let values = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
     let mut offers = values
@@ -183,7 +190,7 @@ struct Target {
     room: Option<RoomId>,
 }
 
-/// `/{token}/{userId}[/{code}[/{roomId}]]`
+/// Parses the path `/{token}/{userId}[/{code}[/{roomId}]]`.
 fn target(path: &str) -> Result<Target, StatusCode> {
     let bad = StatusCode::BAD_REQUEST;
     let segments: Vec<String> = path
@@ -206,8 +213,8 @@ fn target(path: &str) -> Result<Target, StatusCode> {
     let user = user.parse().map_err(|_| bad)?;
     let code: Option<i32> = code.map(|code| code.parse().map_err(|_| bad)).transpose()?;
     let room = match (code, room) {
-        (Some(ws_code::ENTER_ROOM), Some(room)) => Some(room.parse().map_err(|_| bad)?),
-        (Some(ws_code::ENTER_ROOM), None) => return Err(bad),
+        (Some(ENTER_ROOM), Some(room)) => Some(room.parse().map_err(|_| bad)?),
+        (Some(ENTER_ROOM), None) => return Err(bad),
         _ => None,
     };
     Ok(Target { token: token.clone(), user, room })
@@ -218,12 +225,12 @@ fn last_msg_id(query: Option<&str>) -> Result<Option<MsgId>, StatusCode> {
     let mut given = pairs.filter(|(name, _)| *name == "lastMsgId");
     match given.next() {
         None | Some((_, "")) => Ok(None),
-        Some((_, "0")) => Ok(MsgId::try_from(1).ok()), // from before everything
+        Some((_, "0")) => Ok(MsgId::try_from(1).ok()), // before the first message
         Some((_, id)) => id.parse().map(Some).map_err(|_| StatusCode::BAD_REQUEST),
     }
 }
 
-/// `None`: not decodable, or not text.
+/// Decodes percent escapes. `None`: they are invalid, or the result is not UTF-8.
 fn percent_decoded(segment: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(segment.len());
     let mut bytes = segment.bytes();
@@ -239,7 +246,8 @@ fn percent_decoded(segment: &str) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// Host names are compared, not ports. A client that is no page sends none.
+/// Returns whether the origin of a request is allowed. Host names are compared,
+/// not ports. A client outside a browser sends no origin.
 fn origin_allowed(request: &Request<()>, allowed: &[String]) -> bool {
     let mut origins = request.headers().get_all(header::ORIGIN).iter();
     let Some(origin) = origins.next() else { return true };
@@ -266,17 +274,12 @@ fn host_name(authority: &str) -> String {
     name.to_ascii_lowercase()
 }
 
-/// Where a connection comes from; behind a proxy, that is the proxy.
-pub(crate) fn address_of(peer: SocketAddr) -> std::net::IpAddr {
-    peer.ip().to_canonical()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn paths() {
+    fn a_path_names_ticket_user_and_room() {
         let (user, room): (UserId, RoomId) = ("11113".parse().unwrap(), "7".parse().unwrap());
         let to = |token: &str, room| Ok(Target { token: token.into(), user, room });
         let bad = || Err(StatusCode::BAD_REQUEST);
