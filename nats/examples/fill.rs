@@ -7,7 +7,7 @@ use std::{num::NonZeroU64, time::Duration};
 use futures_util::{StreamExt, stream};
 use qiyu_nats::{
     Bus, BusConfig, Profile,
-    log::{APPEND_DEADLINE, Condition},
+    log::{APPEND_DEADLINE, AppendCondition},
 };
 use qiyu_schema::{
     AppId, ConnId, Incarnation, RoomId, Secret, UserId,
@@ -61,7 +61,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             };
             let (subject, key) = (subject::room(app, room, kind), format!("fill:{gateway}:{n}"));
             let record = Record::at(qiyu_nats::now_ms(), event);
-            bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE).await?;
+            bus.append(subject, &record, &key, AppendCondition::Any, APPEND_DEADLINE).await?;
             Ok::<(), Box<dyn std::error::Error>>(())
         }
     });

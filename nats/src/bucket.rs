@@ -29,7 +29,7 @@ use crate::{
 
 /// What a key holds now, and the revision a compare-and-set must name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Slot {
+pub struct KvEntry {
     /// 0: never written. Otherwise that of the value, or of the marker where it was.
     pub revision: u64,
     /// `None`: never written, deleted or expired.
@@ -41,7 +41,7 @@ pub struct Slot {
 pub enum BucketError {
     /// Somebody else wrote first. Read again, decide again.
     #[error("key {key} of bucket {bucket} has changed meanwhile")]
-    Changed {
+    Conflict {
         /// Which bucket.
         bucket: &'static str,
         /// Which key.
@@ -49,7 +49,7 @@ pub enum BucketError {
     },
     /// No answer, or no leader. The write may have happened.
     #[error("bucket {bucket} did not answer about {key}")]
-    Silent {
+    NoResponse {
         /// Which bucket.
         bucket: &'static str,
         /// Which key.
@@ -83,16 +83,19 @@ impl Bucket {
     ///
     /// # Errors
     ///
-    /// [`BucketError::Silent`] only.
-    pub async fn read(&self, key: &str) -> Result<Slot, BucketError> {
+    /// [`BucketError::NoResponse`] only.
+    pub async fn read(&self, key: &str) -> Result<KvEntry, BucketError> {
         let stream = self.stream(key).await?;
         match stream.get_last_raw_message_by_subject(&self.subject(key)).await {
             Ok(message) => {
                 let gone = is_marker(&message.headers);
-                Ok(Slot { revision: message.sequence, value: (!gone).then_some(message.payload) })
+                Ok(KvEntry {
+                    revision: message.sequence,
+                    value: (!gone).then_some(message.payload),
+                })
             }
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
-                Ok(Slot { revision: 0, value: None })
+                Ok(KvEntry { revision: 0, value: None })
             }
             Err(error) => Err(self.silent(key, error)),
         }
@@ -105,7 +108,7 @@ impl Bucket {
     ///
     /// # Errors
     ///
-    /// [`BucketError::Changed`] when it is at another revision, else [`BucketError::Silent`].
+    /// [`BucketError::Conflict`] when it is at another revision, else [`BucketError::NoResponse`].
     pub async fn set_if(
         &self,
         key: &str,
@@ -122,7 +125,7 @@ impl Bucket {
     ///
     /// # Errors
     ///
-    /// [`BucketError::Silent`].
+    /// [`BucketError::NoResponse`].
     pub async fn set(
         &self,
         key: &str,
@@ -150,8 +153,8 @@ impl Bucket {
     ///
     /// # Errors
     ///
-    /// [`BucketError::Silent`].
-    pub async fn list(&self) -> Result<HashMap<String, Slot>, BucketError> {
+    /// [`BucketError::NoResponse`].
+    pub async fn list(&self) -> Result<HashMap<String, KvEntry>, BucketError> {
         for pause in LIST_AGAIN {
             match self.list_once().await {
                 Ok(found) => return Ok(found),
@@ -164,7 +167,7 @@ impl Bucket {
         self.list_once().await
     }
 
-    async fn list_once(&self) -> Result<HashMap<String, Slot>, BucketError> {
+    async fn list_once(&self) -> Result<HashMap<String, KvEntry>, BucketError> {
         let (mut messages, mut left) = self.follow_raw().await?;
         let mut found = HashMap::new();
         while 0 < left {
@@ -185,7 +188,7 @@ impl Bucket {
     ///
     /// # Errors
     ///
-    /// [`BucketError::Silent`] when the first reading fails.
+    /// [`BucketError::NoResponse`] when the first reading fails.
     pub async fn mirror(
         &self,
         tasks: &TaskTracker,
@@ -266,7 +269,7 @@ impl Bucket {
         Ok((messages, pending))
     }
 
-    fn fold(&self, slots: &mut HashMap<String, Slot>, message: &Message) {
+    fn fold(&self, slots: &mut HashMap<String, KvEntry>, message: &Message) {
         let prefix = format!("$KV.{}.", self.name);
         let Some(key) = message.subject.strip_prefix(prefix.as_str()) else { return };
         let revision = message.info().map_or(0, |info| info.stream_sequence);
@@ -275,7 +278,7 @@ impl Bucket {
             slots.remove(key);
         } else {
             let value = Some(message.payload.clone());
-            slots.insert(key.to_owned(), Slot { revision, value });
+            slots.insert(key.to_owned(), KvEntry { revision, value });
         }
     }
 
@@ -292,7 +295,7 @@ impl Bucket {
                 if error.kind() == PublishErrorKind::WrongLastSequence
                     || bus::error_code(&error) == Some(bus::WRONG_LAST_SEQUENCE_CONSTANT) =>
             {
-                Err(BucketError::Changed { bucket: self.name, key: key.to_owned() })
+                Err(BucketError::Conflict { bucket: self.name, key: key.to_owned() })
             }
             Err(error) => Err(self.silent(key, error)),
         }
@@ -310,7 +313,7 @@ impl Bucket {
     }
 
     fn silent(&self, key: &str, source: impl Into<async_nats::Error>) -> BucketError {
-        BucketError::Silent { bucket: self.name, key: key.to_owned(), source: source.into() }
+        BucketError::NoResponse { bucket: self.name, key: key.to_owned(), source: source.into() }
     }
 }
 
@@ -327,7 +330,7 @@ const MIRROR_RETRY: Duration = Duration::from_millis(500);
 /// A copy of a small bucket in memory.
 #[derive(Clone, Debug)]
 pub struct Mirror {
-    slots: Arc<RwLock<HashMap<String, Slot>>>,
+    slots: Arc<RwLock<HashMap<String, KvEntry>>>,
     changed: Arc<watch::Sender<()>>,
 }
 
@@ -343,7 +346,7 @@ impl Mirror {
     }
 
     /// Every key with its slot.
-    pub fn all(&self) -> Vec<(String, Slot)> {
+    pub fn all(&self) -> Vec<(String, KvEntry)> {
         self.slots.read().iter().map(|(key, slot)| (key.clone(), slot.clone())).collect()
     }
 
@@ -352,7 +355,7 @@ impl Mirror {
         self.changed.subscribe()
     }
 
-    fn replace(&self, slots: HashMap<String, Slot>) {
+    fn replace(&self, slots: HashMap<String, KvEntry>) {
         debug!(keys = slots.len(), "bucket read anew");
         *self.slots.write() = slots;
         self.changed.send_replace(());

@@ -168,7 +168,7 @@ impl Bus {
     ///
     /// [`ConnectError`]; a server under 2.14 is refused at once.
     pub async fn connect(config: &BusConfig) -> Result<Self, ConnectError> {
-        let shown = shown(config.url.expose());
+        let url = redact_url(config.url.expose());
         let (connected_tx, connected) = watch::channel(0);
         let connected_tx = Arc::new(connected_tx);
         let metrics = Metrics::default();
@@ -176,11 +176,11 @@ impl Bus {
         let publish = client(Purpose::Publish).await?;
         let version = publish.server_info().version;
         if !publish.is_server_compatible(2, 14, 0) {
-            return Err(ConnectError::TooOld { url: shown, version });
+            return Err(ConnectError::TooOld { url, version });
         }
         let consume = client(Purpose::Consume).await?;
         let control = client(Purpose::Control).await?;
-        info!(server = %version, url = %shown, "connected to NATS");
+        info!(server = %version, %url, "connected to NATS");
         Ok(Self {
             publish: context(publish),
             consume: context(consume),
@@ -221,13 +221,13 @@ impl Bus {
     /// [`ProvisionError`] names the first that NATS refused.
     pub async fn provision(&self) -> Result<(), ProvisionError> {
         stream::provision(&self.control, &self.config, PROVISION_PATIENCE).await?;
-        self.provisioned().await;
+        self.wait_until_provisioned().await;
         Ok(())
     }
 
     /// Waits until every stream and bucket answers, for as long as it takes:
     /// somebody else makes them, perhaps later.
-    pub async fn provisioned(&self) {
+    pub async fn wait_until_provisioned(&self) {
         stream::provisioned(&self.control, &self.config).await;
     }
 
@@ -348,13 +348,16 @@ async fn client(
                     ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation
                 ) =>
             {
-                return Err(ConnectError::Denied { url: shown(config.url.expose()), source });
+                return Err(ConnectError::Denied { url: redact_url(config.url.expose()), source });
             }
             Err(source) if FIRST_CONNECT_PATIENCE < started.elapsed() => {
-                return Err(ConnectError::Unreachable { url: shown(config.url.expose()), source });
+                return Err(ConnectError::Unreachable {
+                    url: redact_url(config.url.expose()),
+                    source,
+                });
             }
             Err(error) => {
-                warn!(error = %chain(&error), url = %shown(config.url.expose()), "NATS is not there yet, trying again");
+                warn!(error = %chain(&error), url = %redact_url(config.url.expose()), "NATS is not there yet, trying again");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_secs(2));
             }
@@ -365,7 +368,7 @@ async fn client(
 fn addresses(config: &BusConfig) -> Result<Vec<ServerAddr>, ConnectError> {
     let urls = config.url.expose().split(',');
     let parsed = urls.map(|url| url.trim().parse::<ServerAddr>()).collect::<Result<_, _>>();
-    parsed.map_err(|source| ConnectError::Url { url: shown(config.url.expose()), source })
+    parsed.map_err(|source| ConnectError::Url { url: redact_url(config.url.expose()), source })
 }
 
 /// The user and password of the URL, which async-nats does not look at.
@@ -400,7 +403,7 @@ fn context(client: Client) -> Context {
 }
 
 /// A URL without user and password, for people to see.
-pub fn shown(url: &str) -> String {
+pub fn redact_url(url: &str) -> String {
     url.split(',')
         .map(|one| match (one.find("://"), one.rfind('@')) {
             (Some(scheme), Some(at)) => format!("{}{}", &one[..scheme + 3], &one[at + 1..]),
@@ -449,7 +452,7 @@ pub(crate) fn error_code(error: &jetstream::context::PublishError) -> Option<u64
 
 #[cfg(test)]
 mod tests {
-    use super::{inbox_prefix, shown};
+    use super::{inbox_prefix, redact_url};
 
     #[test]
     fn answers_to_a_user_have_a_place_of_their_own() {
@@ -461,7 +464,7 @@ mod tests {
 
     #[test]
     fn a_shown_url_has_no_password() {
-        assert_eq!(shown("nats://u:p@h:4222"), "nats://h:4222");
-        assert_eq!(shown("nats://h:1,u:p@g:2"), "nats://h:1,g:2");
+        assert_eq!(redact_url("nats://u:p@h:4222"), "nats://h:4222");
+        assert_eq!(redact_url("nats://h:1,u:p@g:2"), "nats://h:1,g:2");
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     bus::Bus,
-    log::{APPEND_DEADLINE, AppendError, Condition, encoded},
+    log::{APPEND_DEADLINE, AppendCondition, AppendError, encoded},
 };
 use qiyu_schema::{
     id::{AppId, MsgId, Partition, UserId},
@@ -44,6 +44,8 @@ impl Bus {
         let record = UserFact { app, user, position, at_ms: crate::now_ms() };
         let payload = encoded(&subject, &record)?;
         let key = format!("{fact}:{position}:{app}.{user}");
-        self.publish_stored(subject, payload, &key, Condition::Any, APPEND_DEADLINE).await.map(drop)
+        self.publish_stored(subject, payload, &key, AppendCondition::Any, APPEND_DEADLINE)
+            .await
+            .map(drop)
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     bus::{Bus, PUBLISH_TIMEOUT},
-    log::{APPEND_DEADLINE, AppendError, Condition, Extent, From, ReadError, encoded},
+    log::{APPEND_DEADLINE, AppendCondition, AppendError, Extent, ReadError, ReadFrom, encoded},
     pull::Pulling,
     stream,
 };
@@ -15,7 +15,7 @@ use qiyu_schema::{
     subject,
 };
 
-pub use qiyu_schema::command::Kept;
+pub use qiyu_schema::command::InboxMessage;
 
 /// An open reading of all inboxes.
 pub struct InboxReader(Extent);
@@ -29,8 +29,8 @@ impl InboxReader {
     /// [`ReadError`]: this reader is finished, open another one.
     pub async fn next(&mut self) -> Result<Option<(AppId, UserId, MsgId)>, ReadError> {
         while let Some(entry) = self.0.next().await? {
-            let kept = codec::decode::<Kept>(&entry.payload).ok();
-            if let Some((kept, (app, user))) = kept.zip(subject::whose_inbox(&entry.subject)) {
+            let kept = codec::decode::<InboxMessage>(&entry.payload).ok();
+            if let Some((kept, (app, user))) = kept.zip(subject::parse_inbox(&entry.subject)) {
                 return Ok(Some((app, user, kept.msg_id)));
             }
         }
@@ -49,7 +49,7 @@ impl Bus {
     /// # Errors
     ///
     /// As [`Bus::append`].
-    pub async fn keep_in_inbox(
+    pub async fn copy_to_inbox(
         &self,
         app: AppId,
         user: UserId,
@@ -58,18 +58,24 @@ impl Bus {
         data: &str,
     ) -> Result<(), AppendError> {
         let subject = subject::inbox(app, user);
-        let kept = Kept { msg_id, biz_code, data: data.to_owned() };
+        let kept = InboxMessage { msg_id, biz_code, data: data.to_owned() };
         let payload = encoded(&subject, &kept)?;
         let key = format!("inbox:{msg_id}");
-        self.publish_stored(subject, payload, &key, Condition::Any, APPEND_DEADLINE).await.map(drop)
+        self.publish_stored(subject, payload, &key, AppendCondition::Any, APPEND_DEADLINE)
+            .await
+            .map(drop)
     }
 
     /// Everything in a user's inbox, oldest first.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when it does not answer.
-    pub async fn read_inbox(&self, app: AppId, user: UserId) -> Result<Vec<Kept>, ReadError> {
+    /// [`ReadError::Unavailable`] when it does not answer.
+    pub async fn read_inbox(
+        &self,
+        app: AppId,
+        user: UserId,
+    ) -> Result<Vec<InboxMessage>, ReadError> {
         let entries = self.inbox_entries(app, user).await?;
         Ok(entries.into_iter().map(|(_, kept)| kept).collect())
     }
@@ -78,15 +84,19 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`].
+    /// [`ReadError::Unavailable`].
     pub async fn read_inboxes(&self) -> Result<InboxReader, ReadError> {
-        let reader = self.read_much(stream::INBOX, Vec::new(), From::After(0)).await?;
+        let reader = self.open_history(stream::INBOX, Vec::new(), ReadFrom::After(0)).await?;
         Ok(InboxReader(Extent::of(reader)))
     }
 
     /// With their places in the stream.
-    async fn inbox_entries(&self, app: AppId, user: UserId) -> Result<Vec<(u64, Kept)>, ReadError> {
-        let open = |source| ReadError::Open { source };
+    async fn inbox_entries(
+        &self,
+        app: AppId,
+        user: UserId,
+    ) -> Result<Vec<(u64, InboxMessage)>, ReadError> {
+        let open = |source| ReadError::Unavailable { source };
         let inbox = self.control.get_stream_no_info(stream::INBOX).await;
         let inbox = inbox.map_err(|error| open(error.into()))?;
         let consumer = inbox
@@ -111,7 +121,7 @@ impl Bus {
                 .map_err(open)?;
             let info = message.info().map_err(open)?;
             left = info.pending;
-            let kept = codec::decode::<Kept>(&message.payload).ok();
+            let kept = codec::decode::<InboxMessage>(&message.payload).ok();
             found.extend(kept.map(|kept| (info.stream_sequence, kept)));
         }
         Ok(found)
@@ -122,14 +132,14 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when it does not answer.
-    pub async fn empty_inbox(
+    /// [`ReadError::Unavailable`] when it does not answer.
+    pub async fn purge_inbox(
         &self,
         app: AppId,
         user: UserId,
         position: MsgId,
     ) -> Result<(), ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let inbox = self.control.get_stream_no_info(stream::INBOX).await;
         let inbox = inbox.map_err(|error| open(error.into()))?;
         for (seq, kept) in self.inbox_entries(app, user).await? {

@@ -31,16 +31,16 @@ impl Bus {
     /// # Errors
     ///
     /// When the connection is closed.
-    pub async fn lags(&self) -> Result<Lags, async_nats::SubscribeError> {
-        Ok(Lags(self.consume.client().subscribe(ALL).await?))
+    pub async fn lag_reports(&self) -> Result<LagReports, async_nats::SubscribeError> {
+        Ok(LagReports(self.consume.client().subscribe(ALL).await?))
     }
 }
 
 /// The reports of all partitions.
 #[derive(Debug)]
-pub struct Lags(async_nats::Subscriber);
+pub struct LagReports(async_nats::Subscriber);
 
-impl Lags {
+impl LagReports {
     /// The next report; `None` when the bus is closed.
     pub async fn next(&mut self) -> Option<(Partition, Duration)> {
         loop {

@@ -42,7 +42,7 @@ pub enum Renewal {
 
 /// Which lease to take.
 #[derive(Clone, Debug)]
-pub struct Wanted<'a> {
+pub struct LeaseRequest<'a> {
     /// In which bucket.
     pub bucket: BucketName,
     /// Under which key.
@@ -113,14 +113,14 @@ impl Lease {
     ///
     /// # Errors
     ///
-    /// [`LeaseError::Take`] with [`BucketError::Changed`] when somebody else was faster.
+    /// [`LeaseError::Take`] with [`BucketError::Conflict`] when somebody else was faster.
     pub async fn take(
         bus: &Bus,
-        wanted: Wanted<'_>,
+        wanted: LeaseRequest<'_>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, LeaseError> {
-        let Wanted { bucket: name, key, revision, value, terms } = wanted;
+        let LeaseRequest { bucket: name, key, revision, value, terms } = wanted;
         let js = bus
             .dedicated()
             .await
@@ -161,7 +161,7 @@ impl Lease {
     }
 
     /// Since when every renewal has succeeded.
-    pub fn steady_for(&self) -> Duration {
+    pub fn stable_for(&self) -> Duration {
         self.0.state.lock().renewing_since.elapsed()
     }
 
@@ -200,7 +200,7 @@ impl Lease {
             }
             pause = match self.renew().await {
                 Ok(()) => terms.renew_every,
-                Err(BucketError::Changed { .. }) if self.superseded().await => {
+                Err(BucketError::Conflict { .. }) if self.superseded().await => {
                     warn!(lease = %self.0.key, "lease lost: somebody else has written it");
                     self.0.lost.cancel();
                     continue;
@@ -232,7 +232,7 @@ impl Lease {
             Ok(result) => result?,
             Err(elapsed) => {
                 let (bucket, key) = ("lease", self.0.key.clone());
-                return Err(BucketError::Silent { bucket, key, source: elapsed.into() });
+                return Err(BucketError::NoResponse { bucket, key, source: elapsed.into() });
             }
         };
         let mut state = self.0.state.lock();

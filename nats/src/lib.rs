@@ -13,7 +13,7 @@
 //! **Start at** [`bus`] (the connections), then [`log`] (append and read), then
 //! [`outbox`] (the queue of one gateway).
 
-pub mod brake;
+pub mod backpressure;
 pub mod bucket;
 pub mod bus;
 mod chain;
@@ -21,19 +21,19 @@ pub mod fact;
 pub mod inbox;
 pub mod lag;
 pub mod lease;
+pub mod ledger_stream;
 pub mod log;
+pub mod log_identity;
 mod metrics;
 pub mod notice;
-pub mod origin;
 pub mod outbox;
 pub mod position;
 mod pull;
-pub mod record;
 pub mod server;
 pub mod service;
 pub mod snapshot;
 pub mod stream;
-pub mod trail;
+pub mod trace_context;
 pub mod vitals;
 
 pub use bus::{Bus, BusConfig, ConnectError, Profile};

@@ -17,7 +17,7 @@ use crate::{
     chain,
     pull::Pulling,
     stream,
-    trail::Trail,
+    trace_context::TraceContext,
 };
 use qiyu_schema::{
     codec::{self, DecodeError},
@@ -72,7 +72,7 @@ const APPEND_RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// What the subject must be like for an append to happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum AppendCondition {
     /// Nothing is asked.
     Any,
     /// Nothing was ever stored under this subject: the first one wins.
@@ -101,7 +101,7 @@ impl Bus {
         subject: String,
         record: &Record,
         key: &str,
-        condition: Condition,
+        condition: AppendCondition,
         deadline: Duration,
     ) -> Result<Appended, AppendError> {
         let payload = encoded(&subject, record)?;
@@ -115,17 +115,17 @@ impl Bus {
     /// # Errors
     ///
     /// As [`Bus::append`], never [`AppendError::Taken`].
-    pub async fn append_on_trail(
+    pub async fn append_traced(
         &self,
         subject: String,
         record: &Record,
         key: &str,
         deadline: Duration,
-        trail: Option<&Trail>,
+        trace_context: Option<&TraceContext>,
     ) -> Result<Appended, AppendError> {
         let payload = encoded(&subject, record)?;
-        let any = Condition::Any;
-        let ack = self.publish_on_trail(subject, payload, key, any, deadline, trail).await?;
+        let any = AppendCondition::Any;
+        let ack = self.publish_traced(subject, payload, key, any, deadline, trace_context).await?;
         Ok(Appended { msg_id: MsgId::at(ack.sequence), repeated: ack.duplicate })
     }
 
@@ -139,7 +139,7 @@ impl Bus {
         // A repeat after a timeout gets the id of the first copy.
         let key = format!("id:{:032x}", qiyu_schema::ticket::fresh_nonce());
         let ack = self
-            .publish_stored(subject.clone(), Bytes::new(), &key, Condition::Any, deadline)
+            .publish_stored(subject.clone(), Bytes::new(), &key, AppendCondition::Any, deadline)
             .await?;
         RoomId::try_from(ack.sequence)
             .map_err(|error| AppendError::Refused { subject, source: error.into() })
@@ -150,14 +150,14 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when the stream of ids does not answer.
+    /// [`ReadError::Unavailable`] when the stream of ids does not answer.
     ///
     /// # Source
     ///
     /// nats-server `server/filestore.go`, `Compact`: purging up to a sequence
     /// above the last one makes the next one that sequence.
     pub async fn skip_room_ids(&self, taken: RoomId) -> Result<(), ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let ids = self.control.get_stream(stream::IDS).await;
         let ids = ids.map_err(|error| open(error.into()))?;
         if ids.cached_info().state.last_sequence < taken.get() {
@@ -173,30 +173,30 @@ impl Bus {
         subject: String,
         payload: Bytes,
         key: &str,
-        condition: Condition,
+        condition: AppendCondition,
         deadline: Duration,
     ) -> Result<async_nats::jetstream::publish::PublishAck, AppendError> {
-        self.publish_on_trail(subject, payload, key, condition, deadline, None).await
+        self.publish_traced(subject, payload, key, condition, deadline, None).await
     }
 
-    async fn publish_on_trail(
+    async fn publish_traced(
         &self,
         subject: String,
         payload: Bytes,
         key: &str,
-        condition: Condition,
+        condition: AppendCondition,
         deadline: Duration,
-        trail: Option<&Trail>,
+        trace_context: Option<&TraceContext>,
     ) -> Result<async_nats::jetstream::publish::PublishAck, AppendError> {
         let started = Instant::now();
         let mut pause = APPEND_RETRY_MIN;
         loop {
             let message = PublishMessage::build().payload(payload.clone()).message_id(key);
             let message = match condition {
-                Condition::Any => message,
-                Condition::First => message.expected_last_subject_sequence(0),
+                AppendCondition::Any => message,
+                AppendCondition::First => message.expected_last_subject_sequence(0),
             };
-            let message = on_trail(message, trail);
+            let message = with_trace_context(message, trace_context);
             let attempt =
                 async { self.publish.send_publish(subject.clone(), message).await?.await };
             let error = match attempt.await {
@@ -227,28 +227,28 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`].
+    /// [`ReadError::Unavailable`].
     pub async fn read_history(
         &self,
         filters: Vec<String>,
-        from: From,
+        from: ReadFrom,
     ) -> Result<LogReader, ReadError> {
-        self.read_much(stream::IN, filters, from).await
+        self.open_history(stream::IN, filters, from).await
     }
 
     /// As [`Bus::read_history`], of any stream.
-    pub(crate) async fn read_much(
+    pub(crate) async fn open_history(
         &self,
         stream: &str,
         filters: Vec<String>,
-        from: From,
+        from: ReadFrom,
     ) -> Result<LogReader, ReadError> {
         let deliver_policy = match from {
-            From::After(seq) => DeliverPolicy::ByStartSequence { start_sequence: seq + 1 },
+            ReadFrom::After(seq) => DeliverPolicy::ByStartSequence { start_sequence: seq + 1 },
             // From a time, a consumer with several filters passes over entries when its
             // server has been restarted (2.15.1, measured: 4 of 33); from a sequence, or
             // with one filter or none, it does not.
-            From::At { unix_ms } if 1 < filters.len() => {
+            ReadFrom::At { unix_ms } if 1 < filters.len() => {
                 let start = by_start_time(unix_ms)?;
                 let mut any =
                     self.open_reader(stream, vec![], start, None, HISTORY_SILENCE).await?;
@@ -262,7 +262,7 @@ impl Bus {
                 any.close().await;
                 start
             }
-            From::At { unix_ms } => by_start_time(unix_ms)?,
+            ReadFrom::At { unix_ms } => by_start_time(unix_ms)?,
         };
         self.open_reader(stream, filters, deliver_policy, None, HISTORY_SILENCE).await
     }
@@ -275,7 +275,7 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`].
+    /// [`ReadError::Unavailable`].
     pub async fn read_log(
         &self,
         filters: Vec<String>,
@@ -294,7 +294,7 @@ impl Bus {
         name: Option<String>,
         silence: Duration,
     ) -> Result<LogReader, ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let log = self.consume.get_stream_no_info(stream).await;
         let log = log.map_err(|error| open(error.into()))?;
         let creating = log.create_consumer(pull::Config {
@@ -315,8 +315,17 @@ impl Bus {
         let name = consumer.cached_info().name.clone();
         let messages = Pulling::from(consumer).await.map_err(open)?;
         let reconnects = self.reconnects();
-        let (delivered, trail, parting) = (0, None, self.parting);
-        Ok(LogReader { log, name, messages, delivered, pending, trail, reconnects, parting })
+        let (delivered, trace_context, parting) = (0, None, self.parting);
+        Ok(LogReader {
+            log,
+            name,
+            messages,
+            delivered,
+            pending,
+            trace_context,
+            reconnects,
+            parting,
+        })
     }
 
     /// The `wanted` of what matches any of `filters` in (after, until], oldest
@@ -326,7 +335,7 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError`]; after 2 s without news of `until` it is [`ReadError::Silent`].
+    /// [`ReadError`]; after 2 s without news of `until` it is [`ReadError::Timeout`].
     pub async fn read_range(
         &self,
         filters: Vec<String>,
@@ -334,7 +343,7 @@ impl Bus {
         until: MsgId,
         max: usize,
         wanted: impl Fn(&LogEntry) -> bool,
-    ) -> Result<Range, ReadError> {
+    ) -> Result<LogRange, ReadError> {
         let mut reader = self.read_log(filters, after, None).await?;
         let mut found = Vec::new();
         while after < until.seq() {
@@ -342,13 +351,13 @@ impl Bus {
                 Ok(entry) => entry?,
                 // The log may have forgotten `until` itself.
                 Err(_) if until.seq() < self.log_bounds().await?.0 => break,
-                Err(_) => return Err(ReadError::Silent),
+                Err(_) => return Err(ReadError::Timeout),
             };
             let msg_id = entry.msg_id();
             if msg_id <= until && wanted(&entry) {
                 if max <= found.len() {
                     reader.close().await;
-                    return Ok(Range { entries: found, complete: false });
+                    return Ok(LogRange { entries: found, complete: false });
                 }
                 found.push(entry);
             }
@@ -357,7 +366,7 @@ impl Bus {
             }
         }
         reader.close().await;
-        Ok(Range { entries: found, complete: true })
+        Ok(LogRange { entries: found, complete: true })
     }
 
     /// The newest `max` entries under exactly `subject` that lie before `before`
@@ -389,7 +398,7 @@ impl Bus {
             let mut awaited = (start..end).contains(&newest);
             while 0 < left || awaited {
                 let entry = tokio::time::timeout(RANGE_PATIENCE, reader.next()).await;
-                let entry = entry.map_err(|_| ReadError::Silent)??;
+                let entry = entry.map_err(|_| ReadError::Timeout)??;
                 (left, awaited) = (left.saturating_sub(1), awaited && entry.seq < newest);
                 if end <= entry.seq {
                     break;
@@ -411,9 +420,9 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when the log does not answer. `Ok(None)`: not there (any more).
+    /// [`ReadError::Unavailable`] when the log does not answer. `Ok(None)`: not there (any more).
     pub async fn read_one(&self, msg_id: MsgId) -> Result<Option<LogEntry>, ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let log = self.control.get_stream_no_info(stream::IN).await;
         let log = log.map_err(|error| open(error.into()))?;
         let entry = |message: StreamMessage| LogEntry {
@@ -441,9 +450,9 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when the log does not answer. `Ok(None)`: never written, or forgotten.
+    /// [`ReadError::Unavailable`] when the log does not answer. `Ok(None)`: never written, or forgotten.
     pub async fn read_last(&self, subject: &str) -> Result<Option<LogEntry>, ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let log = self.control.get_stream_no_info(stream::IN).await;
         let log = log.map_err(|error| open(error.into()))?;
         match log.get_last_raw_message_by_subject(subject).await {
@@ -463,9 +472,9 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when the log does not answer.
+    /// [`ReadError::Unavailable`] when the log does not answer.
     pub async fn log_bounds(&self) -> Result<(u64, u64), ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let log = self.control.get_stream(stream::IN).await;
         let log = log.map_err(|error| open(error.into()))?;
         let state = &log.cached_info().state;
@@ -473,14 +482,14 @@ impl Bus {
     }
 
     /// Keeps what could not be decoded, with where it stood and why.
-    pub async fn bury(&self, entry: &LogEntry, reason: Dead) {
+    pub async fn dead_letter(&self, entry: &LogEntry, reason: DeadLetterReason) {
         let key = format!("dead:{}", entry.seq);
         let subject = qiyu_schema::subject::dead(reason.as_str());
         let stored = self.publish_stored(
             subject,
             entry.payload.clone(),
             &key,
-            Condition::Any,
+            AppendCondition::Any,
             Duration::from_secs(2),
         );
         if let Err(error) = stored.await {
@@ -498,13 +507,16 @@ pub(crate) fn encoded<T: serde::Serialize>(subject: &str, value: &T) -> Result<B
 fn by_start_time(unix_ms: u64) -> Result<DeliverPolicy, ReadError> {
     let nanos = i128::from(unix_ms) * 1_000_000;
     let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
-        .map_err(|error| ReadError::Open { source: error.into() })?;
+        .map_err(|error| ReadError::Unavailable { source: error.into() })?;
     Ok(DeliverPolicy::ByStartTime { start_time })
 }
 
 /// The message, with the trail beside its bytes.
-pub(crate) fn on_trail(message: PublishMessage, trail: Option<&Trail>) -> PublishMessage {
-    match trail.map(Trail::header) {
+pub(crate) fn with_trace_context(
+    message: PublishMessage,
+    trace_context: Option<&TraceContext>,
+) -> PublishMessage {
+    match trace_context.map(TraceContext::header) {
         Some((name, value)) => message.header(name, value.as_str()),
         None => message,
     }
@@ -512,14 +524,14 @@ pub(crate) fn on_trail(message: PublishMessage, trail: Option<&Trail>) -> Publis
 
 /// Why an event is dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dead {
+pub enum DeadLetterReason {
     /// Its bytes are not an event.
     Decode,
     /// It is an event of a kind newer than this build.
     UnknownKind,
 }
 
-impl Dead {
+impl DeadLetterReason {
     fn as_str(self) -> &'static str {
         match self {
             Self::Decode => "decode",
@@ -540,7 +552,7 @@ const HISTORY_SILENCE: Duration = Duration::from_secs(10);
 
 /// Where a reading begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum ReadFrom {
     /// Behind this position; 0: at the beginning.
     After(u64),
     /// With the first entry stored then or later.
@@ -560,7 +572,7 @@ const RANGE_PATIENCE: Duration = Duration::from_secs(2);
 pub enum ReadError {
     /// The log did not answer.
     #[error("read the log")]
-    Open {
+    Unavailable {
         /// NATS's words.
         source: async_nats::Error,
     },
@@ -577,7 +589,7 @@ pub enum ReadError {
     Reconnected,
     /// Nothing came, not even a sign of life, for too long.
     #[error("the log's reader has fallen silent")]
-    Silent,
+    Timeout,
 }
 
 /// One entry as it lies in the log.
@@ -618,7 +630,7 @@ impl LogEntry {
 
 /// A stretch of the log.
 #[derive(Clone, Debug)]
-pub struct Range {
+pub struct LogRange {
     /// Oldest first.
     pub entries: Vec<LogEntry>,
     /// Whether it reaches to where it was asked to.
@@ -633,7 +645,7 @@ pub struct LogReader {
     delivered: u64,
     pending: u64,
     /// Of the entry read last.
-    trail: Option<Trail>,
+    trace_context: Option<TraceContext>,
     reconnects: watch::Receiver<u64>,
     parting: Parting,
 }
@@ -656,13 +668,13 @@ impl Extent {
     ///
     /// # Errors
     ///
-    /// As [`LogReader::next`]; [`ReadError::Silent`] after 5 s without one.
+    /// As [`LogReader::next`]; [`ReadError::Timeout`] after 5 s without one.
     pub(crate) async fn next(&mut self) -> Result<Option<LogEntry>, ReadError> {
         if self.left == 0 {
             return Ok(None);
         }
         let entry = tokio::time::timeout(NEXT_PATIENCE, self.reader.next()).await;
-        let entry = entry.map_err(|_| ReadError::Silent)??;
+        let entry = entry.map_err(|_| ReadError::Timeout)??;
         self.left = entry.pending.min(self.left - 1);
         Ok(Some(entry))
     }
@@ -688,8 +700,8 @@ impl LogReader {
     }
 
     /// The trail of the entry that was read last.
-    pub fn take_trail(&mut self) -> Option<Trail> {
-        self.trail.take()
+    pub fn take_trace_context(&mut self) -> Option<TraceContext> {
+        self.trace_context.take()
     }
 
     /// How many entries matched when the reading was opened.
@@ -714,17 +726,17 @@ impl LogReader {
             Ok(message) => message,
             Err(error) => {
                 debug!(error = %chain(&*error), "log reader stumbles");
-                return Err(ReadError::Silent);
+                return Err(ReadError::Timeout);
             }
         };
-        let info = message.info().map_err(|source| ReadError::Open { source })?;
+        let info = message.info().map_err(|source| ReadError::Unavailable { source })?;
         // A gap in the consumer's own numbers is the only sign of a lost entry.
         if info.consumer_sequence != self.delivered + 1 {
             let (got, expected_after) = (info.consumer_sequence, self.delivered);
             return Err(ReadError::Gap { got, expected_after });
         }
         self.delivered = info.consumer_sequence;
-        self.trail = Trail::of(message.headers.as_ref());
+        self.trace_context = TraceContext::of(message.headers.as_ref());
         Ok(LogEntry {
             seq: info.stream_sequence,
             subject: message.subject.to_string(),

@@ -22,10 +22,10 @@ use tracing::{debug, warn};
 use crate::{
     bus::{self, Bus},
     chain,
-    log::on_trail,
+    log::with_trace_context,
     pull::Pulling,
     stream,
-    trail::Trail,
+    trace_context::TraceContext,
 };
 use qiyu_schema::{
     codec,
@@ -66,9 +66,9 @@ pub struct Delivery {
     /// 1 for the first time.
     pub attempt: u64,
     /// What acknowledges it.
-    pub ack: Ack,
+    pub ack: AckHandle,
     /// The trail of its message, if it leaves one.
-    pub trail: Option<Trail>,
+    pub trace_context: Option<TraceContext>,
 }
 
 impl Delivery {
@@ -93,7 +93,7 @@ pub struct Backlog {
 
 /// Acknowledges one delivery of one envelope.
 #[derive(Clone, Debug)]
-pub struct Ack(Subject);
+pub struct AckHandle(Subject);
 
 impl Bus {
     /// Makes the queue's consumer. Before the gateway is announced: an envelope
@@ -132,7 +132,7 @@ impl Bus {
     }
 
     /// Acknowledges a delivery. May be lost; the envelope then comes again.
-    pub async fn ack(&self, ack: &Ack) {
+    pub async fn ack(&self, ack: &AckHandle) {
         let client = self.consume.client();
         let sent = client.publish(ack.0.clone(), Bytes::from_static(b"+ACK"));
         // While disconnected the client's channel fills and publish would wait without end.
@@ -174,7 +174,10 @@ impl Bus {
     /// # Errors
     ///
     /// When NATS refuses or does not answer.
-    pub async fn open_abandoned(&self, gateway: &Incarnation) -> Result<Abandoned, OutboxError> {
+    pub async fn open_abandoned_outbox(
+        &self,
+        gateway: &Incarnation,
+    ) -> Result<AbandonedOutbox, OutboxError> {
         let fail = |source: async_nats::Error| OutboxError {
             attempt: "take over",
             gateway: gateway.clone(),
@@ -199,7 +202,7 @@ impl Bus {
             })
             .await
             .map_err(|error| fail(error.into()))?;
-        Ok(Abandoned { gateway: gateway.clone(), name, consumer })
+        Ok(AbandonedOutbox { gateway: gateway.clone(), name, consumer })
     }
 
     /// The messages whose envelopes lie in a gateway's queue, in no hands or in
@@ -208,7 +211,7 @@ impl Bus {
     /// # Errors
     ///
     /// When NATS does not answer.
-    pub async fn queued(
+    pub async fn queued_messages(
         &self,
         gateway: &Incarnation,
         max: usize,
@@ -242,38 +245,38 @@ impl Bus {
     /// # Errors
     ///
     /// As [`Handover`].
-    pub async fn hand_over(
+    pub async fn enqueue(
         &self,
         gateway: &Incarnation,
         msg_id: MsgId,
         envelope: Bytes,
         suffix: &str,
-        trail: Option<&Trail>,
-    ) -> Result<HandoverAck, HandoverError> {
+        trace_context: Option<&TraceContext>,
+    ) -> Result<EnqueueAck, EnqueueError> {
         let key = format!("{msg_id}:{gateway}{suffix}");
         let message = PublishMessage::build().payload(envelope).message_id(key);
-        let message = on_trail(message, trail);
+        let message = with_trace_context(message, trace_context);
         match self.publish.send_publish(subject::outbox(gateway), message).await {
-            Ok(ack) => Ok(HandoverAck(ack)),
-            Err(error) => Err(HandoverError::from(error)),
+            Ok(ack) => Ok(EnqueueAck(ack)),
+            Err(error) => Err(EnqueueError::from(error)),
         }
     }
 }
 
 /// What a gateway left behind.
-pub struct Abandoned {
+pub struct AbandonedOutbox {
     gateway: Incarnation,
     name: String,
     consumer: async_nats::jetstream::consumer::Consumer<pull::Config>,
 }
 
-impl Abandoned {
+impl AbandonedOutbox {
     /// Some of what is left; empty when nothing is, not even in other hands.
     ///
     /// # Errors
     ///
     /// When NATS does not answer.
-    pub async fn take_some(&mut self) -> Result<Vec<Delivery>, OutboxError> {
+    pub async fn fetch_batch(&mut self) -> Result<Vec<Delivery>, OutboxError> {
         loop {
             let batch = self.consumer.fetch().max_messages(500).messages().await;
             let mut batch = batch.map_err(|error| self.fail(error.into()))?;
@@ -307,31 +310,31 @@ impl Abandoned {
 
 /// `None`: not from a consumer, so nothing that could be acknowledged.
 fn delivery(message: async_nats::jetstream::Message) -> Option<Delivery> {
-    let ack = Ack(message.reply.clone()?);
+    let ack = AckHandle(message.reply.clone()?);
     let info = message.info().ok()?;
     let attempt = u64::try_from(info.delivered).unwrap_or(1).max(1);
     let seq = info.stream_sequence;
-    let trail = Trail::of(message.headers.as_ref());
-    Some(Delivery { seq, attempt, ack, trail, payload: message.message.payload })
+    let trace_context = TraceContext::of(message.headers.as_ref());
+    Some(Delivery { seq, attempt, ack, trace_context, payload: message.message.payload })
 }
 
 /// The PubAck of one envelope, to be waited for.
-pub struct HandoverAck(PublishAckFuture);
+pub struct EnqueueAck(PublishAckFuture);
 
-impl HandoverAck {
+impl EnqueueAck {
     /// Waits for it.
     ///
     /// # Errors
     ///
-    /// [`HandoverError`].
-    pub async fn stored(self) -> Result<(), HandoverError> {
-        self.0.await.map(drop).map_err(HandoverError::from)
+    /// [`EnqueueError`].
+    pub async fn stored(self) -> Result<(), EnqueueError> {
+        self.0.await.map(drop).map_err(EnqueueError::from)
     }
 }
 
 /// Why an envelope was not stored.
 #[derive(Debug, thiserror::Error)]
-pub enum HandoverError {
+pub enum EnqueueError {
     /// The gateway is 20,000 envelopes behind; it is skipped and will read the log.
     #[error("the gateway's queue is full")]
     Full,
@@ -343,7 +346,7 @@ pub enum HandoverError {
     Refused(#[source] async_nats::Error),
 }
 
-impl From<async_nats::jetstream::context::PublishError> for HandoverError {
+impl From<async_nats::jetstream::context::PublishError> for EnqueueError {
     fn from(error: async_nats::jetstream::context::PublishError) -> Self {
         if bus::error_code(&error) == Some(bus::SUBJECT_FULL) {
             Self::Full

@@ -30,8 +30,10 @@ use tokio::{
 };
 
 pub use self::{
-    data_dir::{DataDir, OpenError, holds_data, keep_private, running_url, write_private},
-    find::{FindError, NatsServer, Version, find},
+    data_dir::{
+        DataDir, DataDirError, holds_data, read_or_create_private, running_url, write_private,
+    },
+    find::{FindError, NatsServer, ServerVersion, find},
 };
 use crate::Profile;
 use qiyu_schema::Secret;
@@ -54,7 +56,7 @@ const QUOTED_LINES: usize = 12;
 
 /// How the child's death is tied to ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Guard {
+pub enum ChildGuard {
     /// Even a `kill -9` of us ends the child. Names a program that answers
     /// [`CHILD_COMMAND`] with [`exec_child`]: the qiyu binary.
     Program(PathBuf),
@@ -62,7 +64,7 @@ pub enum Guard {
     Drop,
 }
 
-impl Guard {
+impl ChildGuard {
     /// Guarded by the running program, which must be qiyu.
     ///
     /// # Errors
@@ -126,7 +128,7 @@ impl ChildServer {
     /// answers, which takes minutes when a big store was not closed well.
     /// Every two seconds `progress` hears what it is doing.
     ///
-    /// With [`Guard::Program`] this must be polled on the main thread (inside
+    /// With [`ChildGuard::Program`] this must be polled on the main thread (inside
     /// `Runtime::block_on`, not in a task): the kernel signals the child when
     /// the *thread* that made it ends.
     ///
@@ -137,7 +139,7 @@ impl ChildServer {
         server: &NatsServer,
         data_dir: &Path,
         profile: Profile,
-        guard: &Guard,
+        guard: &ChildGuard,
         progress: &mut (dyn FnMut(&str) + Send),
     ) -> Result<Self, StartError> {
         let files = Files::under(data_dir)?;
@@ -292,10 +294,10 @@ impl Files {
     }
 
     /// Writes the configuration; returns the password, the same in every life.
-    fn prepare(&self, version: Version, profile: Profile) -> Result<Secret, StartError> {
+    fn prepare(&self, version: ServerVersion, profile: Profile) -> Result<Secret, StartError> {
         let path = self.path("password");
-        let password =
-            keep_private(&path, random_password).map_err(|source| prepare_error(&path, source))?;
+        let password = read_or_create_private(&path, random_password)
+            .map_err(|source| prepare_error(&path, source))?;
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let path = entry.path();
             // The child writes its own; one of a killed predecessor could carry the same pid.
@@ -309,12 +311,17 @@ impl Files {
         Ok(Secret::new(password))
     }
 
-    fn spawn(&self, server: &NatsServer, guard: &Guard, store: File) -> Result<Child, StartError> {
+    fn spawn(
+        &self,
+        server: &NatsServer,
+        guard: &ChildGuard,
+        store: File,
+    ) -> Result<Child, StartError> {
         let path = self.path("nats-server.stderr");
         let stderr = File::create(&path).map_err(|source| prepare_error(&path, source))?;
         let (binary, mut command) = match guard {
-            Guard::Drop => (&server.path, Command::new(&server.path)),
-            Guard::Program(program) => {
+            ChildGuard::Drop => (&server.path, Command::new(&server.path)),
+            ChildGuard::Program(program) => {
                 let mut command = Command::new(program);
                 command.arg(CHILD_COMMAND).arg(std::process::id().to_string()).arg(&server.path);
                 (program, command)
@@ -401,7 +408,7 @@ fn random_password() -> String {
 }
 
 /// The child's whole configuration.
-fn configuration(dir: &Path, password: &str, version: Version, profile: Profile) -> String {
+fn configuration(dir: &Path, password: &str, version: ServerVersion, profile: Profile) -> String {
     // JSON's quoting is understood by the server, spaces and quotes in a path included.
     let quoted = |name: &str| serde_json::json!(dir.join(name).to_string_lossy()).to_string();
     let sync = match profile {
@@ -409,8 +416,11 @@ fn configuration(dir: &Path, password: &str, version: Version, profile: Profile)
         Profile::Durable => "sync_interval: always",
     };
     // 2.15 limits a stream to 1000 consumers unless told otherwise; 2.14 does not know the key.
-    let limits =
-        if Version::new(2, 15, 0) <= version { "limits { default_max_consumers: -1 }" } else { "" };
+    let limits = if ServerVersion::new(2, 15, 0) <= version {
+        "limits { default_max_consumers: -1 }"
+    } else {
+        ""
+    };
     format!(
         r#"# Written by qiyu at every start: changes are lost.
 server_name: "qiyu"
@@ -487,11 +497,11 @@ mod tests {
     #[test]
     fn the_configuration_fits_server_and_profile() {
         let dir = Path::new(r#"/a "b"/nats"#);
-        let text = configuration(dir, "pw", Version::new(2, 15, 1), Profile::Durable);
+        let text = configuration(dir, "pw", ServerVersion::new(2, 15, 1), Profile::Durable);
         assert!(text.contains("default_max_consumers: -1"));
         assert!(text.contains("sync_interval: always"));
         assert!(text.contains(r#"store_dir: "/a \"b\"/nats/jetstream""#));
-        let text = configuration(dir, "pw", Version::new(2, 14, 3), Profile::Default);
+        let text = configuration(dir, "pw", ServerVersion::new(2, 14, 3), Profile::Default);
         assert!(!text.contains("default_max_consumers"));
         assert!(!text.contains("sync_interval"));
     }
@@ -503,7 +513,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("qiyu-child-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let start = async || {
-            ChildServer::start(&server, &dir, Profile::Durable, &Guard::Drop, &mut |_| {}).await
+            ChildServer::start(&server, &dir, Profile::Durable, &ChildGuard::Drop, &mut |_| {})
+                .await
         };
         let first = start().await.unwrap();
         let password = fs::read_to_string(dir.join("nats/password")).unwrap();

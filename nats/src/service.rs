@@ -12,14 +12,14 @@ use tracing::warn;
 use crate::{bus::Bus, chain};
 use qiyu_schema::{
     codec,
-    command::{Command, fold_of},
+    command::{Command, fold_group},
     id::Partition,
 };
 
 /// A command that was heard and refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Refusal {
+pub struct CommandRefusal {
     /// As the HTTP edge will say it: 400 to 599.
     pub code: u16,
     /// For a person; safe to show.
@@ -31,16 +31,16 @@ pub struct Refusal {
 pub enum CommandError {
     /// Whoever should do it said no.
     #[error(transparent)]
-    Refused(Refusal),
+    Refused(CommandRefusal),
     /// Nobody answers such commands at the moment.
     #[error("nobody answers {subject}")]
-    Nobody {
+    NoResponder {
         /// The command's subject.
         subject: String,
     },
     /// No answer in time, or none that can be read. It may have been done.
     #[error("no answer to {subject}")]
-    Silent {
+    NoResponse {
         /// The command's subject.
         subject: String,
         /// Why.
@@ -59,7 +59,7 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// A named group of endpoints answered by this process.
 #[derive(Clone)]
-pub struct Answering {
+pub struct CommandService {
     /// Held by every endpoint too: dropped, it would silence them all.
     service: Arc<async_nats::service::Service>,
     tasks: TaskTracker,
@@ -72,13 +72,13 @@ impl Bus {
     /// # Errors
     ///
     /// When the connection is closed.
-    pub async fn answering(
+    pub async fn command_service(
         &self,
         name: &str,
         description: &str,
         tasks: &TaskTracker,
         stop: CancellationToken,
-    ) -> Result<Answering, async_nats::Error> {
+    ) -> Result<CommandService, async_nats::Error> {
         let service = self
             .control
             .client()
@@ -86,7 +86,7 @@ impl Bus {
             .description(description)
             .start(name, env!("CARGO_PKG_VERSION"))
             .await?;
-        Ok(Answering { service: Arc::new(service), tasks: tasks.clone(), stop })
+        Ok(CommandService { service: Arc::new(service), tasks: tasks.clone(), stop })
     }
 
     /// Asks the service group `to`, and waits for the answer.
@@ -94,8 +94,12 @@ impl Bus {
     /// # Errors
     ///
     /// [`CommandError`].
-    pub async fn ask<C: Command>(&self, to: &str, command: &C) -> Result<C::Reply, CommandError> {
-        self.ask_within(to, command, COMMAND_TIMEOUT).await
+    pub async fn request<C: Command>(
+        &self,
+        to: &str,
+        command: &C,
+    ) -> Result<C::Reply, CommandError> {
+        self.request_with_timeout(to, command, COMMAND_TIMEOUT).await
     }
 
     /// Asks the owner of a partition. While it changes hands it has none; that is waited for.
@@ -103,16 +107,17 @@ impl Bus {
     /// # Errors
     ///
     /// [`CommandError`].
-    pub async fn ask_owner<C: Command>(
+    pub async fn request_owner<C: Command>(
         &self,
         partition: Partition,
         command: &C,
     ) -> Result<C::Reply, CommandError> {
-        let (owner, started) = (fold_of(partition), Instant::now());
+        let (owner, started) = (fold_group(partition), Instant::now());
         loop {
-            match self.ask(&owner, command).await {
+            match self.request(&owner, command).await {
                 Err(
-                    CommandError::Nobody { .. } | CommandError::Refused(Refusal { code: 503, .. }),
+                    CommandError::NoResponder { .. }
+                    | CommandError::Refused(CommandRefusal { code: 503, .. }),
                 ) if started.elapsed() < OWNER_PATIENCE => {
                     tokio::time::sleep(OWNER_RETRY).await;
                 }
@@ -126,26 +131,26 @@ impl Bus {
     /// # Errors
     ///
     /// [`CommandError`].
-    pub async fn ask_within<C: Command>(
+    pub async fn request_with_timeout<C: Command>(
         &self,
         to: &str,
         command: &C,
         patience: Duration,
     ) -> Result<C::Reply, CommandError> {
         let subject = format!("{to}.{}", C::VERB);
-        let silent = |source| CommandError::Silent { subject: subject.clone(), source };
+        let silent = |source| CommandError::NoResponse { subject: subject.clone(), source };
         let payload = codec::encode(command).map_err(|error| silent(error.into()))?;
         let request = async_nats::Request::new().payload(payload).timeout(Some(patience));
         let answer = match self.control.client().send_request(subject.clone(), request).await {
             Ok(answer) => answer,
             Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
-                return Err(CommandError::Nobody { subject });
+                return Err(CommandError::NoResponder { subject });
             }
             Err(error) => return Err(silent(error.into())),
         };
         if let Some(code) = answer.headers.as_ref().and_then(|h| h.get("Nats-Service-Error-Code")) {
             let message = answer.headers.as_ref().and_then(|h| h.get("Nats-Service-Error"));
-            return Err(CommandError::Refused(Refusal {
+            return Err(CommandError::Refused(CommandRefusal {
                 code: code.as_str().parse().unwrap_or(500),
                 message: message.map(|m| m.as_str().to_owned()).unwrap_or_default(),
             }));
@@ -154,7 +159,7 @@ impl Bus {
     }
 }
 
-impl Answering {
+impl CommandService {
     /// Answers commands of one kind under `<group>.<verb>`.
     ///
     /// # Errors
@@ -168,12 +173,12 @@ impl Answering {
     where
         C: Command,
         F: Fn(C) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<C::Reply, Refusal>> + Send + 'static,
+        Fut: Future<Output = Result<C::Reply, CommandRefusal>> + Send + 'static,
     {
         self.endpoint_until(group, self.stop.clone(), handler).await
     }
 
-    /// As [`Answering::endpoint`], for as long as `stop` is not cancelled.
+    /// As [`CommandService::endpoint`], for as long as `stop` is not cancelled.
     ///
     /// # Errors
     ///
@@ -187,7 +192,7 @@ impl Answering {
     where
         C: Command,
         F: Fn(C) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<C::Reply, Refusal>> + Send + 'static,
+        Fut: Future<Output = Result<C::Reply, CommandRefusal>> + Send + 'static,
     {
         let handler = Arc::new(handler);
         let answering = move |payload: Bytes| {
@@ -211,11 +216,13 @@ impl Answering {
     ) -> Result<(), async_nats::Error>
     where
         F: Fn(Bytes) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Bytes, Refusal>> + Send + 'static,
+        Fut: Future<Output = Result<Bytes, CommandRefusal>> + Send + 'static,
     {
         let answering = move |payload: Bytes| {
             let answered = handler(payload);
-            async move { answered.await.map_err(|Refusal { code, message }| refuse(code, message)) }
+            async move {
+                answered.await.map_err(|CommandRefusal { code, message }| refuse(code, message))
+            }
         };
         self.serve(group, verb, self.stop.clone(), answering).await
     }
@@ -262,7 +269,7 @@ async fn answer<C, F, Fut>(handler: &F, payload: &[u8]) -> Result<Bytes, MicroEr
 where
     C: Command,
     F: Fn(C) -> Fut,
-    Fut: Future<Output = Result<C::Reply, Refusal>>,
+    Fut: Future<Output = Result<C::Reply, CommandRefusal>>,
 {
     let command = codec::decode(payload).map_err(|error| refuse(400, error.to_string()))?;
     match handler(command).await {

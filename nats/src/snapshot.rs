@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{
     bus::Bus,
-    log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
+    log::{APPEND_DEADLINE, AppendCondition, AppendError, ReadError},
     stream,
 };
 use qiyu_schema::{id::Partition, subject};
@@ -32,7 +32,7 @@ impl Bus {
         for (number, chunk) in chunks.iter().enumerate() {
             let subject = subject::snapshot(partition, position, number);
             let key = format!("snap:{partition}.{position}.{number}");
-            let (chunk, any) = (chunk.clone(), Condition::Any);
+            let (chunk, any) = (chunk.clone(), AppendCondition::Any);
             self.publish_stored(subject, chunk, &key, any, APPEND_DEADLINE).await?;
         }
         Ok(chunks.len())
@@ -42,14 +42,14 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when the stream does not answer.
+    /// [`ReadError::Unavailable`] when the stream does not answer.
     pub async fn read_snapshot(
         &self,
         partition: Partition,
         position: u64,
         chunks: usize,
     ) -> Result<Option<Bytes>, ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let snaps = self.control.get_stream_no_info(stream::SNAP).await;
         let snaps = snaps.map_err(|error| open(error.into()))?;
         let mut whole = BytesMut::new();
@@ -73,13 +73,13 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when the stream does not answer.
+    /// [`ReadError::Unavailable`] when the stream does not answer.
     pub async fn forget_snapshot(
         &self,
         partition: Partition,
         position: u64,
     ) -> Result<(), ReadError> {
-        let open = |source| ReadError::Open { source };
+        let open = |source| ReadError::Unavailable { source };
         let snaps = self.control.get_stream_no_info(stream::SNAP).await;
         let snaps = snaps.map_err(|error| open(error.into()))?;
         let purged = snaps.purge().filter(subject::snapshot_all(partition, position)).await;

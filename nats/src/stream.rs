@@ -105,7 +105,7 @@ pub enum BucketName {
     /// Users inside each room.
     Watch,
     /// Measures against users.
-    Measures,
+    Sanctions,
 }
 
 impl BucketName {
@@ -121,7 +121,7 @@ impl BucketName {
         Self::Rooms,
         Self::Anchors,
         Self::Watch,
-        Self::Measures,
+        Self::Sanctions,
     ];
 
     /// As NATS knows it.
@@ -138,7 +138,7 @@ impl BucketName {
             Self::Rooms => "rooms",
             Self::Anchors => "anchors",
             Self::Watch => "watch",
-            Self::Measures => "measures",
+            Self::Sanctions => "measures",
         }
     }
 
@@ -157,7 +157,7 @@ impl BucketName {
             | Self::Rooms
             | Self::Anchors
             | Self::Watch
-            | Self::Measures => Some(Duration::from_secs(900)),
+            | Self::Sanctions => Some(Duration::from_secs(900)),
         }
     }
 }

@@ -113,7 +113,7 @@ impl Bus {
     /// # Errors
     ///
     /// When the connection is closed.
-    pub async fn tell_vitals(
+    pub async fn serve_vitals(
         &self,
         tasks: &TaskTracker,
         stop: CancellationToken,
@@ -138,7 +138,7 @@ impl Bus {
     /// # Errors
     ///
     /// When the connection is closed.
-    pub async fn ask_vitals(&self, patience: Duration) -> Result<Vec<Vitals>, async_nats::Error> {
+    pub async fn query_vitals(&self, patience: Duration) -> Result<Vec<Vitals>, async_nats::Error> {
         let until = Instant::now() + patience;
         let client = self.control.client();
         let inbox = client.new_inbox();

@@ -12,19 +12,22 @@ use std::{collections::BTreeSet, env, fmt::Debug, fs, num::NonZeroU64, path::Pat
 
 use qiyu_nats::{
     fact::UserFact,
-    inbox::Kept,
+    inbox::InboxMessage,
     position::{Claim, Position},
 };
 use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
     envelope::{DirectTarget, Envelope},
-    event::{Ending, Event, MemberChange, Record, Sender, SessionChange, UnackedMessage, VERSION},
-    ledger::{
-        Exception, Handover, HandoverBatch, How, LedgerBatch, Outcome, Page, ReadBatch, Reason,
-        Recipient, Via,
+    event::{
+        DisconnectReason, Event, MemberChange, Record, Sender, SessionChange, UnackedMessage,
+        VERSION,
     },
-    measure::{Measure, MeasureEntry, Taken},
+    ledger::{
+        Dispatch, DispatchBatch, DispatchKind, Exception, LedgerBatch, Outcome, ReadBatch,
+        ReadPage, Recipient, UnackedReason, Via,
+    },
     room::{RoomCounts, RoomEntry},
+    sanction::{Sanction, SanctionEntry, SanctionKind},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -54,21 +57,27 @@ where
     Sample { name: name.into(), today, reads: Box::new(reads) }
 }
 
-/// A sample of each variant. `unless`: the variant that stands for what this
-/// build does not know, and is never written.
+/// A sample of each variant. The sample files are named `<type>-<variant>` after
+/// the first names these had; `as` gives the first name of a renamed one.
+/// `unless` names the variant that stands for values this build does not know;
+/// no writer ever stores it.
 macro_rules! samples {
-    ($all:ident: $of:ident $(unless $unknown:ident)? { $($variant:ident $body:tt)+ }) => {
+    ($all:ident: $of:ident $(as $of_file:literal)? $(unless $unknown:ident)? {
+        $($variant:ident $(as $variant_file:literal)? { $($body:tt)* })+
+    }) => {
         fn $all() -> Vec<Sample> {
             // Without a catch-all, so that a new variant needs a row to compile.
-            fn name(value: &$of) -> &'static str {
-                match value {
-                    $($of::$variant { .. } => concat!(stringify!($of), "-", stringify!($variant)),)+
-                    $($of::$unknown => unreachable!("never written"),)?
-                }
+            fn file_name(value: &$of) -> String {
+                let of = [$($of_file,)? stringify!($of)][0];
+                let variant = match value {
+                    $($of::$variant { .. } => [$($variant_file,)? stringify!($variant)][0],)+
+                    $($of::$unknown => unreachable!("never stored"),)?
+                };
+                format!("{of}-{variant}")
             }
             vec![$({
-                let value = $of::$variant $body;
-                sample(name(&value), value)
+                let value = $of::$variant { $($body)* };
+                sample(file_name(&value), value)
             }),+]
         }
     };
@@ -113,7 +122,7 @@ samples! { events: Event unless Unknown {
         gateway: gateway(),
         changes: vec![
             MemberChange::Joined { connection: connection(1), user: user(1), resumed: false },
-            MemberChange::Left { connection: connection(1), user: user(1), heard: None },
+            MemberChange::Left { connection: connection(1), user: user(1), last_seen: None },
         ],
     }
     SessionsChanged {
@@ -139,16 +148,16 @@ samples! { events: Event unless Unknown {
         keep: true,
     }
     GatewayGone { gateway: gateway() }
-    MeasureTaken {
+    SanctionImposed as "MeasureTaken" {
         app: app(),
         room: Some(room()),
         user: user(1),
-        measure: Measure::Mute,
+        sanction: SanctionKind::Mute,
         until_ms: Some(1_700_000_000_000),
         reason: "刷屏".into(),
         by: Some(user(2)),
     }
-    MeasureLifted { app: app(), room: None, user: user(1), measure: Measure::Ban, by: None }
+    SanctionLifted as "MeasureLifted" { app: app(), room: None, user: user(1), sanction: SanctionKind::Ban, by: None }
     ContentRefused {
         app: app(),
         room: Some(room()),
@@ -160,7 +169,7 @@ samples! { events: Event unless Unknown {
     }
 }}
 
-samples! { measures: Measure unless Unknown {
+samples! { sanction_kinds: SanctionKind as "Measure" unless Unknown {
     Mute {}
     Kick {}
     Ban {}
@@ -168,16 +177,16 @@ samples! { measures: Measure unless Unknown {
 
 samples! { member_changes: MemberChange unless Unknown {
     Joined { connection: connection(1), user: user(1), resumed: true }
-    Left { connection: connection(1), user: large_user(), heard: None }
+    Left { connection: connection(1), user: large_user(), last_seen: None }
 }}
 
 samples! { session_changes: SessionChange unless Unknown {
     Online { connection: connection(2), user: user(1), room: Some(room()) }
-    Offline { connection: connection(2), user: user(1), reason: Ending::Logout }
+    Offline { connection: connection(2), user: user(1), reason: DisconnectReason::Logout }
     Read { user: large_user(), msg_ids: vec![MsgId::at(8), MsgId::at(9)] }
 }}
 
-samples! { endings: Ending unless Other {
+samples! { disconnect_reasons: DisconnectReason as "Ending" unless Other {
     Logout {}
     Disconnect {}
     Idle {}
@@ -232,7 +241,7 @@ samples! { envelopes: Envelope unless Unknown {
     }
 }}
 
-samples! { ways: Via unless Other {
+samples! { vias: Via unless Other {
     Envelope {}
     Log {}
     Resume {}
@@ -241,14 +250,14 @@ samples! { ways: Via unless Other {
     Late {}
 }}
 
-samples! { hows: How unless Other {
+samples! { dispatch_kinds: DispatchKind as "How" unless Other {
     Stored {}
     Full {}
     Refused {}
-    Nobody {}
+    NoRecipient as "Nobody" {}
 }}
 
-samples! { reasons: Reason unless Other {
+samples! { unacked_reasons: UnackedReason as "Reason" unless Other {
     NotAcknowledged {}
     Lagging {}
     Left {}
@@ -257,8 +266,11 @@ samples! { reasons: Reason unless Other {
 
 /// What is stored and is no enum.
 fn structs() -> Vec<Sample> {
-    let exception =
-        Exception { user: user(2), connection: connection(2), reason: Reason::NotAcknowledged };
+    let exception = Exception {
+        user: user(2),
+        connection: connection(2),
+        reason: UnackedReason::NotAcknowledged,
+    };
     let outcome = Outcome {
         app: app(),
         room: Some(room()),
@@ -273,15 +285,15 @@ fn structs() -> Vec<Sample> {
         exceptions: vec![exception],
         to: None,
         lagging: 0,
-        laggards: Vec::new(),
+        lagging_recipients: Vec::new(),
     };
-    let handover = Handover {
+    let dispatch = Dispatch {
         msg_id: MsgId::at(9),
         to: Some(gateway()),
-        how: How::Stored,
-        because: Some(MsgId::at(11)),
+        kind: DispatchKind::Stored,
+        cause: Some(MsgId::at(11)),
     };
-    let page = Page {
+    let page = ReadPage {
         app: app(),
         user: large_user(),
         room: Some(room()),
@@ -304,19 +316,22 @@ fn structs() -> Vec<Sample> {
         ),
         sample(
             "HandoverBatch",
-            HandoverBatch {
+            DispatchBatch {
                 worker: "w-1".parse().unwrap(),
                 epoch: 1_700_000_000_000,
                 at_ms: 1_700_000_000_000,
-                handovers: vec![
-                    handover.clone(),
-                    Handover { to: None, how: How::Nobody, because: None, ..handover },
+                dispatches: vec![
+                    dispatch.clone(),
+                    Dispatch { to: None, kind: DispatchKind::NoRecipient, cause: None, ..dispatch },
                 ],
             },
         ),
         sample(
             "ReadBatch",
-            ReadBatch { at_ms: 1_700_000_000_000, pages: vec![page, Page { room: None, ..page }] },
+            ReadBatch {
+                at_ms: 1_700_000_000_000,
+                pages: vec![page, ReadPage { room: None, ..page }],
+            },
         ),
         sample(
             "UserFact",
@@ -327,7 +342,7 @@ fn structs() -> Vec<Sample> {
                 at_ms: 1_700_000_000_000,
             },
         ),
-        sample("Kept", Kept { msg_id: MsgId::at(9), biz_code: 5555, data: "{}".into() }),
+        sample("Kept", InboxMessage { msg_id: MsgId::at(9), biz_code: 5555, data: "{}".into() }),
         sample(
             "RoomEntry",
             RoomEntry {
@@ -341,17 +356,17 @@ fn structs() -> Vec<Sample> {
         ),
         sample("RoomCounts", RoomCounts { watch_num: 3, good_num: 1 << 40, peak: None }),
         sample("MeasureEntry", {
-            let mut entry = MeasureEntry::default();
-            let taken = |seq| Taken {
+            let mut entry = SanctionEntry::default();
+            let taken = |seq| Sanction {
                 msg_id: MsgId::at(seq),
                 at_ms: 1_700_000_000_000,
                 until_ms: Some(1_700_000_060_000),
                 reason: "刷屏".into(),
                 by: Some(user(2)),
             };
-            entry.take(Measure::Mute, taken(8));
-            entry.take(Measure::Ban, Taken { until_ms: None, by: None, ..taken(9) });
-            entry.take(Measure::Kick, taken(10));
+            entry.take(SanctionKind::Mute, taken(8));
+            entry.take(SanctionKind::Ban, Sanction { until_ms: None, by: None, ..taken(9) });
+            entry.take(SanctionKind::Kick, taken(10));
             entry
         }),
         sample("Claim", claim.clone()),
@@ -377,12 +392,12 @@ fn later_shapes() -> Vec<Sample> {
         exceptions: Vec::new(),
         to: Some(recipient),
         lagging: 0,
-        laggards: Vec::new(),
+        lagging_recipients: Vec::new(),
     };
     let with_laggards =
-        Outcome { to: None, lagging: 2, laggards: vec![recipient], ..outcome.clone() };
-    let heard = Some(MsgId::at(1 << 40));
-    let left = MemberChange::Left { connection: connection(1), user: large_user(), heard };
+        Outcome { to: None, lagging: 2, lagging_recipients: vec![recipient], ..outcome.clone() };
+    let last_seen = Some(MsgId::at(1 << 40));
+    let left = MemberChange::Left { connection: connection(1), user: large_user(), last_seen };
     let by_the_server = Sender {
         user: None,
         gateway: None,
@@ -478,12 +493,12 @@ fn all() -> Vec<Sample> {
         events(),
         member_changes(),
         session_changes(),
-        endings(),
-        measures(),
+        disconnect_reasons(),
+        sanction_kinds(),
         envelopes(),
-        ways(),
-        hows(),
-        reasons(),
+        vias(),
+        dispatch_kinds(),
+        unacked_reasons(),
         structs(),
         later_shapes(),
     ]
@@ -552,11 +567,11 @@ fn a_kind_of_the_future_is_unknown() {
         assert_eq!(codec::decode::<Envelope>(&of_the_future(&sample)).unwrap(), Envelope::Unknown);
     }
     let word = codec::encode(&"of_the_future").unwrap();
-    assert_eq!(codec::decode::<Ending>(&word).unwrap(), Ending::Other);
-    assert_eq!(codec::decode::<Measure>(&word).unwrap(), Measure::Unknown);
+    assert_eq!(codec::decode::<DisconnectReason>(&word).unwrap(), DisconnectReason::Other);
+    assert_eq!(codec::decode::<SanctionKind>(&word).unwrap(), SanctionKind::Unknown);
     assert_eq!(codec::decode::<Via>(&word).unwrap(), Via::Other);
-    assert_eq!(codec::decode::<Reason>(&word).unwrap(), Reason::Other);
-    assert_eq!(codec::decode::<How>(&word).unwrap(), How::Other);
+    assert_eq!(codec::decode::<UnackedReason>(&word).unwrap(), UnackedReason::Other);
+    assert_eq!(codec::decode::<DispatchKind>(&word).unwrap(), DispatchKind::Other);
 }
 
 fn told(sample: &Sample, which: &str, bytes: &[u8]) -> Option<String> {

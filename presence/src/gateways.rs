@@ -58,7 +58,7 @@ impl Gateways {
 
     /// Every living gateway, draining ones too.
     pub fn live(&self) -> Vec<GatewayView> {
-        let view = |(key, slot): (String, qiyu_nats::bucket::Slot)| {
+        let view = |(key, slot): (String, qiyu_nats::bucket::KvEntry)| {
             let id: GatewayId = key.parse().ok()?;
             let value: LeaseValue = codec::decode(&slot.value?).ok()?;
             (!value.dead).then_some(GatewayView {

@@ -11,15 +11,17 @@
 //! **Writes** the same, bucket `reapers`, `im.in.*.gateway.*.gone`, and what a
 //! dead gateway left unacknowledged.
 //!
-//! **Start at** [`incarnation`] (a gateway's life), then [`reaper`] (its end).
+//! **Start at** [`registration`] (a gateway's life), then [`reaper`] (its end).
 
 mod gateways;
-mod incarnation;
 mod reaper;
+mod registration;
 mod sessions;
 mod takeover;
 
 pub use gateways::{GatewayView, Gateways};
-pub use incarnation::{BeginError, Life};
 pub use reaper::{Config, Reaper, StartError};
-pub use sessions::{EnterError, Everybody, Policy, SESSIONS_MAX, Session, SessionError, Sessions};
+pub use registration::{RegisterError, Registration};
+pub use sessions::{
+    AddSessionError, SESSIONS_MAX, Session, SessionError, SessionPolicy, Sessions, SessionsByUser,
+};

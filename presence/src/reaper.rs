@@ -18,7 +18,7 @@ use qiyu_nats::{
     Bus,
     bucket::{BucketError, Mirror},
     chain,
-    lease::{Lease, LeaseError, Wanted},
+    lease::{Lease, LeaseError, LeaseRequest},
     stream::BucketName,
 };
 use qiyu_schema::{Incarnation, codec};
@@ -27,7 +27,7 @@ use tracing::warn;
 
 use crate::{
     gateways::LeaseValue,
-    incarnation::{ANNOUNCED, TERMS, bury, forget, named_by},
+    registration::{ANNOUNCED, TERMS, bury, forget, named_by},
     takeover::{TakeoverError, take_over},
 };
 
@@ -98,7 +98,7 @@ impl Reaper {
         let key = format!("{:032x}", qiyu_schema::ticket::fresh_nonce());
         let value = Bytes::from_static(b"reaper");
         let (bucket, revision) = (BucketName::Reapers, 0);
-        let wanted = Wanted { bucket, key: &key, revision, value, terms: TERMS };
+        let wanted = LeaseRequest { bucket, key: &key, revision, value, terms: TERMS };
         let lease = Lease::take(bus, wanted, &tasks, stop.clone()).await;
         let lease = lease.map_err(StartError::Lease)?;
         let watch = Watch {
@@ -143,7 +143,7 @@ impl Watch {
     async fn run(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            if self.lease.steady_for() < TERMS.ttl || TERMS.renew_every * 2 < self.lease.age() {
+            if self.lease.stable_for() < TERMS.ttl || TERMS.renew_every * 2 < self.lease.age() {
                 continue; // the bus was ill, or is
             }
             for (key, slot) in self.incarnations.all() {
@@ -194,7 +194,7 @@ impl Watch {
                 let key = gateway.id.as_str();
                 match leases.set_if(key, lease.revision, dead, Some(DEAD_FOR)).await {
                     Ok(_) => {}
-                    Err(BucketError::Changed { .. }) => return Ok(()), // it woke up in time
+                    Err(BucketError::Conflict { .. }) => return Ok(()), // it woke up in time
                     Err(error) => return Err(error),
                 }
             }

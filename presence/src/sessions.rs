@@ -39,7 +39,7 @@ pub struct Session {
 
 /// What happens when a user connects again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
+pub enum SessionPolicy {
     /// Up to [`SESSIONS_MAX`] at once; a further one is refused.
     Allow,
     /// The newest login ends the older ones.
@@ -56,7 +56,7 @@ pub struct SessionError {
 
 /// A user may not connect now.
 #[derive(Debug, thiserror::Error)]
-pub enum EnterError {
+pub enum AddSessionError {
     /// Enough is enough.
     #[error("user {user} has {SESSIONS_MAX} connections already")]
     TooMany {
@@ -69,7 +69,7 @@ pub enum EnterError {
 }
 
 /// The sessions of everybody who has some.
-pub type Everybody = HashMap<(AppId, UserId), Option<Vec<Session>>>;
+pub type SessionsByUser = HashMap<(AppId, UserId), Option<Vec<Session>>>;
 
 /// Everybody's sessions.
 #[derive(Clone)]
@@ -102,7 +102,7 @@ impl Sessions {
     /// # Errors
     ///
     /// When the bucket does not answer.
-    pub async fn all(&self) -> Result<Everybody, BucketError> {
+    pub async fn all(&self) -> Result<SessionsByUser, BucketError> {
         let mut everybody = HashMap::new();
         for (key, slot) in self.bucket.list().await? {
             let Some((app, user)) = parse_key(&key) else { continue };
@@ -123,31 +123,31 @@ impl Sessions {
     ///
     /// # Errors
     ///
-    /// [`EnterError::TooMany`] under [`Policy::Allow`], else when the bucket does not answer.
-    pub async fn enter(
+    /// [`AddSessionError::TooMany`] under [`SessionPolicy::Allow`], else when the bucket does not answer.
+    pub async fn add(
         &self,
         app: AppId,
         user: UserId,
         session: &Session,
-        policy: Policy,
-    ) -> Result<Vec<Session>, EnterError> {
+        policy: SessionPolicy,
+    ) -> Result<Vec<Session>, AddSessionError> {
         let mut replaced = Vec::new();
         self.change(app, user, |sessions| {
             // Sessions of this very gateway are alive whatever the mirror thinks of it yet.
             sessions.retain(|s| s.gateway == session.gateway || self.gateways.is_live(&s.gateway));
             sessions.retain(|s| !same(s, session));
             replaced = match policy {
-                Policy::Replace => std::mem::take(sessions),
-                Policy::Allow if SESSIONS_MAX <= sessions.len() => return Err(()),
-                Policy::Allow => Vec::new(),
+                SessionPolicy::Replace => std::mem::take(sessions),
+                SessionPolicy::Allow if SESSIONS_MAX <= sessions.len() => return Err(()),
+                SessionPolicy::Allow => Vec::new(),
             };
             sessions.push(session.clone());
             Ok(())
         })
         .await
         .map_err(|error| match error {
-            ChangeError::Refused => EnterError::TooMany { user },
-            ChangeError::Bucket(source) => EnterError::Unknown(SessionError { user, source }),
+            ChangeError::Refused => AddSessionError::TooMany { user },
+            ChangeError::Bucket(source) => AddSessionError::Unknown(SessionError { user, source }),
         })?;
         Ok(replaced)
     }
@@ -158,7 +158,7 @@ impl Sessions {
     ///
     /// When the bucket does not answer; the entry then ends with the gateway's
     /// lease or after 15 minutes.
-    pub async fn leave(
+    pub async fn remove(
         &self,
         app: AppId,
         user: UserId,
@@ -199,7 +199,7 @@ impl Sessions {
             };
             match written {
                 Ok(()) => return Ok(()),
-                Err(BucketError::Changed { .. }) if attempt < ATTEMPTS_MAX => attempt += 1,
+                Err(BucketError::Conflict { .. }) if attempt < ATTEMPTS_MAX => attempt += 1,
                 Err(error) => return Err(ChangeError::Bucket(error)),
             }
         }

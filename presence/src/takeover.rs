@@ -8,7 +8,7 @@ use qiyu_nats::{
     Bus,
     bucket::BucketError,
     chain,
-    log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
+    log::{APPEND_DEADLINE, AppendCondition, AppendError, ReadError},
     outbox::{Delivery, OutboxError},
 };
 use qiyu_schema::{
@@ -43,10 +43,10 @@ pub(crate) async fn take_over(bus: &Bus, gateway: &Incarnation) -> Result<(), Ta
     // Past its own burial no owner sends to the dead queue any more: what is
     // in it then is all there will ever be.
     wait_until_folded(bus, gateway).await?;
-    let mut queue = bus.open_abandoned(gateway).await?;
+    let mut queue = bus.open_abandoned_outbox(gateway).await?;
     let (mut messages, mut envelopes) = (0, 0);
     loop {
-        let some = queue.take_some().await?;
+        let some = queue.fetch_batch().await?;
         if some.is_empty() {
             break;
         }
@@ -115,7 +115,7 @@ async fn hand_on(
             Event::Unacknowledged { app, room, gateway, messages, keep },
         );
         let subject = subject::room(app, room, RoomKind::Unacked);
-        bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE)
+        bus.append(subject, &record, &key, AppendCondition::Any, APPEND_DEADLINE)
             .await
             .map_err(TakeoverError::HandOn)?;
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     id::{AppId, ClientMsgId, MsgId, Partition, RoomId, UserId},
-    measure::Measure,
+    sanction::SanctionKind,
 };
 
 /// A request with one kind of answer.
@@ -17,7 +17,7 @@ pub trait Command: Serialize + DeserializeOwned + Send + 'static {
 }
 
 /// The service that answers room commands.
-pub const LIVING: &str = "qiyu.living";
+pub const LIVING_GROUP: &str = "qiyu.living";
 
 /// Open a room for an anchor; an anchor with an open room gets that one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,7 +118,7 @@ pub struct RoomPage {
 
 /// What waits for a user, asked of the owner of the user's partition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ListWaiting {
+pub struct ListPendingMessages {
     /// Where.
     pub app: AppId,
     /// Whose.
@@ -129,23 +129,23 @@ pub struct ListWaiting {
     pub limit: u32,
 }
 
-impl Command for ListWaiting {
-    type Reply = Waiting;
+impl Command for ListPendingMessages {
+    type Reply = PendingMessages;
     const VERB: &'static str = "list_waiting";
 }
 
 /// 1:1 messages nobody has acknowledged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Waiting {
+pub struct PendingMessages {
     /// Oldest first.
-    pub messages: Vec<Kept>,
+    pub messages: Vec<InboxMessage>,
     /// Whether there are more.
     pub has_next: bool,
 }
 
 /// A 1:1 message as the inbox keeps it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct InboxMessage {
     /// Its place in the log.
     pub msg_id: MsgId,
     /// What it is about.
@@ -158,7 +158,7 @@ pub struct Kept {
 /// the partition it would go to. Reaches back 24 h, where the bus's own memory
 /// ends after two minutes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FindSent {
+pub struct FindDuplicate {
     /// Where.
     pub app: AppId,
     /// Who would have sent it. `None`: the server API.
@@ -167,14 +167,14 @@ pub struct FindSent {
     pub client_msg_id: ClientMsgId,
 }
 
-impl Command for FindSent {
+impl Command for FindDuplicate {
     /// `None`: not within the last 24 h.
     type Reply = Option<MsgId>;
     const VERB: &'static str = "find_sent";
 }
 
 /// The group under which the owner of a partition answers.
-pub fn fold_of(partition: Partition) -> String {
+pub fn fold_group(partition: Partition) -> String {
     format!("qiyu.fold.{partition}")
 }
 
@@ -207,10 +207,10 @@ impl Command for ReplaceSession {
     const VERB: &'static str = "replace";
 }
 
-/// Take a measure against a user. Asked of [`LIVING`]; refused with 403 for
+/// Take a measure against a user. Asked of [`LIVING_GROUP`]; refused with 403 for
 /// whoever is not the room's anchor, with 404 for a room that is not open.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Moderate {
+pub struct ImposeSanction {
     /// Where.
     pub app: AppId,
     /// In which room. `None`: in the whole app.
@@ -218,7 +218,8 @@ pub struct Moderate {
     /// Against whom.
     pub user: UserId,
     /// What.
-    pub measure: Measure,
+    #[serde(rename = "measure")]
+    pub sanction: SanctionKind,
     /// Until when, ms since 1970. `None`: until it is lifted. Means nothing for a kick.
     pub until_ms: Option<u64>,
     /// For people; may be empty.
@@ -227,15 +228,15 @@ pub struct Moderate {
     pub by: Option<UserId>,
 }
 
-impl Command for Moderate {
+impl Command for ImposeSanction {
     /// The event's place in the log.
     type Reply = MsgId;
     const VERB: &'static str = "moderate";
 }
 
-/// Lift a mute or a ban. Asked of [`LIVING`]; who may is as in [`Moderate`].
+/// Lift a mute or a ban. Asked of [`LIVING_GROUP`]; who may is as in [`ImposeSanction`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Pardon {
+pub struct LiftSanction {
     /// Where.
     pub app: AppId,
     /// In which room. `None`: in the whole app.
@@ -243,20 +244,21 @@ pub struct Pardon {
     /// Whose.
     pub user: UserId,
     /// What.
-    pub measure: Measure,
+    #[serde(rename = "measure")]
+    pub sanction: SanctionKind,
     /// The anchor who asks. `None`: the server API.
     pub by: Option<UserId>,
 }
 
-impl Command for Pardon {
+impl Command for LiftSanction {
     /// Whether there was anything to lift.
     type Reply = bool;
     const VERB: &'static str = "pardon";
 }
 
-/// List the mutes and bans in force. Asked of [`LIVING`]; who may is as in [`Moderate`].
+/// List the mutes and bans in force. Asked of [`LIVING_GROUP`]; who may is as in [`ImposeSanction`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ListMeasures {
+pub struct ListSanctions {
     /// Where.
     pub app: AppId,
     /// In which room. `None`: those of the whole app.
@@ -271,27 +273,28 @@ pub struct ListMeasures {
     pub limit: u32,
 }
 
-impl Command for ListMeasures {
-    type Reply = Measures;
+impl Command for ListSanctions {
+    type Reply = SanctionPage;
     const VERB: &'static str = "list_measures";
 }
 
 /// Mutes and bans in force, by user.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Measures {
+pub struct SanctionPage {
     /// In the order of user ids.
-    pub list: Vec<InForce>,
+    pub list: Vec<ActiveSanction>,
     /// Whether there are more.
     pub has_next: bool,
 }
 
 /// A mute or a ban.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct InForce {
+pub struct ActiveSanction {
     /// Against whom.
     pub user: UserId,
     /// What.
-    pub measure: Measure,
+    #[serde(rename = "measure")]
+    pub sanction: SanctionKind,
     /// Until when, ms since 1970. `None`: until it is lifted.
     pub until_ms: Option<u64>,
     /// For people; may be empty.
@@ -361,7 +364,7 @@ pub struct FoldSurvey {
 }
 
 /// Close a room whose anchor has been gone for too long, as its fold's owner
-/// saw it. Asked of [`LIVING`].
+/// saw it. Asked of [`LIVING_GROUP`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CloseAbandoned {
     /// Where.

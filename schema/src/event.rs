@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{AppId, ClientMsgId, ConnId, Incarnation, MsgId, RoomId, UserId},
-    measure::Measure,
+    sanction::SanctionKind,
 };
 
 /// The version a writer of today stamps.
@@ -159,7 +159,8 @@ pub enum Event {
         gateway: Incarnation,
     },
     /// A measure was taken against a user.
-    MeasureTaken {
+    #[serde(rename = "measure_taken")]
+    SanctionImposed {
         /// Where.
         app: AppId,
         /// In which room. `None`: in the whole app.
@@ -167,7 +168,8 @@ pub enum Event {
         /// Against whom.
         user: UserId,
         /// What.
-        measure: Measure,
+        #[serde(rename = "measure")]
+        sanction: SanctionKind,
         /// Until when, ms since 1970. `None`: until it is lifted.
         until_ms: Option<u64>,
         /// For people; may be empty.
@@ -176,7 +178,8 @@ pub enum Event {
         by: Option<UserId>,
     },
     /// A measure was lifted.
-    MeasureLifted {
+    #[serde(rename = "measure_lifted")]
+    SanctionLifted {
         /// Where.
         app: AppId,
         /// In which room. `None`: in the whole app.
@@ -184,7 +187,8 @@ pub enum Event {
         /// Whose.
         user: UserId,
         /// What.
-        measure: Measure,
+        #[serde(rename = "measure")]
+        sanction: SanctionKind,
         /// The anchor who did it. `None`: the server API.
         by: Option<UserId>,
     },
@@ -267,8 +271,8 @@ pub enum MemberChange {
         /// The last room message its gateway had for it, or dealt with while it was
         /// there; position 0: none. What came later, and before this event, is for
         /// it as far as the log goes, and never reached it. `None`: not known.
-        #[serde(default)]
-        heard: Option<MsgId>,
+        #[serde(default, rename = "heard")]
+        last_seen: Option<MsgId>,
     },
     /// A step newer than this build.
     #[serde(other)]
@@ -295,7 +299,7 @@ pub enum SessionChange {
         /// Whose.
         user: UserId,
         /// Why.
-        reason: Ending,
+        reason: DisconnectReason,
     },
     /// Acknowledged by some connection of the user: these wait no more.
     Read {
@@ -312,7 +316,7 @@ pub enum SessionChange {
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Ending {
+pub enum DisconnectReason {
     /// The client said 1002.
     Logout,
     /// The socket closed or broke.

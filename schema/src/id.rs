@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A value that cannot be the id it was offered as.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{raw:?} is not a valid {of}: {rule}")]
-pub struct BadId {
+pub struct InvalidId {
     /// Which id was wanted.
     pub of: &'static str,
     /// What was offered, cut to 80 characters.
@@ -16,7 +16,7 @@ pub struct BadId {
     pub rule: &'static str,
 }
 
-impl BadId {
+impl InvalidId {
     fn new(of: &'static str, raw: impl fmt::Display, rule: &'static str) -> Self {
         let raw = raw.to_string().chars().take(80).collect();
         Self { of, raw, rule }
@@ -38,11 +38,11 @@ macro_rules! number {
         }
 
         impl TryFrom<u64> for $name {
-            type Error = BadId;
-            fn try_from(raw: u64) -> Result<Self, BadId> {
+            type Error = InvalidId;
+            fn try_from(raw: u64) -> Result<Self, InvalidId> {
                 match <$raw>::try_from(raw) {
                     Ok(number) if $floor <= number => Ok(Self(number)),
-                    _ => Err(BadId::new(
+                    _ => Err(InvalidId::new(
                         stringify!($name),
                         raw,
                         concat!("a whole number, at least ", stringify!($floor)),
@@ -52,11 +52,11 @@ macro_rules! number {
         }
 
         impl FromStr for $name {
-            type Err = BadId;
+            type Err = InvalidId;
             /// Digits only: no sign, no space, no leading zero to give one id two spellings.
-            fn from_str(raw: &str) -> Result<Self, BadId> {
+            fn from_str(raw: &str) -> Result<Self, InvalidId> {
                 let rule = concat!("a whole number, at least ", stringify!($floor));
-                let bad = || BadId::new(stringify!($name), raw, rule);
+                let bad = || InvalidId::new(stringify!($name), raw, rule);
                 if raw.starts_with('0') || !raw.bytes().all(|b| b.is_ascii_digit()) {
                     return Err(bad());
                 }
@@ -144,20 +144,20 @@ macro_rules! name {
         }
 
         impl TryFrom<Arc<str>> for $name {
-            type Error = BadId;
-            fn try_from(raw: Arc<str>) -> Result<Self, BadId> {
+            type Error = InvalidId;
+            fn try_from(raw: Arc<str>) -> Result<Self, InvalidId> {
                 let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
                 if (1..=64).contains(&raw.len()) && raw.bytes().all(good) {
                     Ok(Self(raw))
                 } else {
-                    Err(BadId::new(stringify!($name), raw, "1 to 64 of A-Z a-z 0-9 _ -"))
+                    Err(InvalidId::new(stringify!($name), raw, "1 to 64 of A-Z a-z 0-9 _ -"))
                 }
             }
         }
 
         impl FromStr for $name {
-            type Err = BadId;
-            fn from_str(raw: &str) -> Result<Self, BadId> {
+            type Err = InvalidId;
+            fn from_str(raw: &str) -> Result<Self, InvalidId> {
                 Arc::<str>::from(raw).try_into()
             }
         }
@@ -247,9 +247,9 @@ impl fmt::Display for Partition {
 }
 
 impl FromStr for Partition {
-    type Err = BadId;
-    fn from_str(raw: &str) -> Result<Self, BadId> {
-        let bad = || BadId::new("Partition", raw, "p00 to p63");
+    type Err = InvalidId;
+    fn from_str(raw: &str) -> Result<Self, InvalidId> {
+        let bad = || InvalidId::new("Partition", raw, "p00 to p63");
         let number: u8 = raw.strip_prefix('p').ok_or_else(bad)?.parse().map_err(|_| bad())?;
         if number < Self::COUNT { Ok(Self(number)) } else { Err(bad()) }
     }

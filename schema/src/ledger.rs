@@ -63,8 +63,8 @@ pub struct Outcome {
     #[serde(default)]
     pub lagging: u32,
     /// Which ones: at most [`EXCEPTIONS_MAX`], the count is exact.
-    #[serde(default)]
-    pub laggards: Vec<Recipient>,
+    #[serde(default, rename = "laggards")]
+    pub lagging_recipients: Vec<Recipient>,
 }
 
 /// A connection and its user.
@@ -111,13 +111,13 @@ pub struct Exception {
     /// Which.
     pub connection: ConnId,
     /// Why not.
-    pub reason: Reason,
+    pub reason: UnackedReason,
 }
 
 /// Why a connection did not acknowledge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reason {
+pub enum UnackedReason {
     /// Sent as often as allowed, never acknowledged.
     NotAcknowledged,
     /// It was already ignoring messages; written once, not counted on.
@@ -136,7 +136,7 @@ pub enum Reason {
 /// Written behind the deliveries, which wait for nobody: of what a worker
 /// handed over in the last moments before a crash there may be no such line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HandoverBatch {
+pub struct DispatchBatch {
     /// Who reports.
     pub worker: WorkerId,
     /// Which life of it, ms since 1970.
@@ -144,26 +144,29 @@ pub struct HandoverBatch {
     /// When, ms since 1970.
     pub at_ms: u64,
     /// At most [`OUTCOMES_MAX`].
-    pub handovers: Vec<Handover>,
+    #[serde(rename = "handovers")]
+    pub dispatches: Vec<Dispatch>,
 }
 
 /// One message on its way to one gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Handover {
+pub struct Dispatch {
     /// Which message.
     pub msg_id: MsgId,
     /// To which gateway. `None`: to none, because there was nobody to hear it.
     pub to: Option<Incarnation>,
     /// What became of it there.
-    pub how: How,
+    #[serde(rename = "how")]
+    pub kind: DispatchKind,
     /// The event that asked for it: a login, a return, a takeover. `None`: the message itself.
-    pub because: Option<MsgId>,
+    #[serde(rename = "because")]
+    pub cause: Option<MsgId>,
 }
 
 /// How a message was handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum How {
+pub enum DispatchKind {
     /// It lies in the gateway's queue.
     Stored,
     /// The queue was full: the gateway reads it from the log.
@@ -171,7 +174,8 @@ pub enum How {
     /// The queue will never take it.
     Refused,
     /// There was nobody to hand it to.
-    Nobody,
+    #[serde(rename = "nobody")]
+    NoRecipient,
     /// A way newer than this build.
     #[serde(other)]
     Other,
@@ -184,12 +188,12 @@ pub struct ReadBatch {
     /// When, ms since 1970.
     pub at_ms: u64,
     /// At most [`OUTCOMES_MAX`].
-    pub pages: Vec<Page>,
+    pub pages: Vec<ReadPage>,
 }
 
 /// One page that somebody read.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Page {
+pub struct ReadPage {
     /// Where.
     pub app: AppId,
     /// By whom.

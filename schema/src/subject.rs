@@ -36,7 +36,7 @@ pub enum RoomKind {
     /// Messages were left unacknowledged.
     Unacked,
     /// Measures were taken against users, or lifted.
-    Measures,
+    Sanctions,
     /// What somebody would have said was refused for what it says.
     Refused,
 }
@@ -51,7 +51,7 @@ impl RoomKind {
             Self::Likes => "likes",
             Self::Biz => "biz",
             Self::Unacked => "unacked",
-            Self::Measures => "measures",
+            Self::Sanctions => "measures",
             Self::Refused => "refused",
         }
     }
@@ -64,13 +64,13 @@ pub fn room(app: AppId, room: RoomId, kind: RoomKind) -> String {
 }
 
 /// Everything of one room.
-pub fn whole_room(app: AppId, room: RoomId) -> String {
+pub fn room_events(app: AppId, room: RoomId) -> String {
     let partition = Partition::of_room(app, room);
     format!("im.in.{partition}.{app}.room.{room}.>")
 }
 
 /// Everything of one user but the sessions, which a whole partition shares.
-pub fn whole_user(app: AppId, user: UserId) -> String {
+pub fn user_events(app: AppId, user: UserId) -> String {
     let partition = Partition::of_user(app, user);
     format!("im.in.{partition}.{app}.user.{user}.>")
 }
@@ -91,12 +91,12 @@ pub fn any_user_refused_of(app: AppId) -> String {
 }
 
 /// Measures against anybody of one partition in a whole app.
-pub fn user_measures_in(partition: Partition, app: AppId) -> String {
+pub fn user_sanctions_in(partition: Partition, app: AppId) -> String {
     format!("im.in.{partition}.{app}.user.*.measures")
 }
 
 /// Measures against anybody in the whole of one app.
-pub fn any_user_measures_of(app: AppId) -> String {
+pub fn any_user_sanctions_of(app: AppId) -> String {
     format!("im.in.*.{app}.user.*.measures")
 }
 
@@ -118,13 +118,13 @@ pub fn user_biz(app: AppId, user: UserId) -> String {
 }
 
 /// Measures against one user in the whole app.
-pub fn user_measures(app: AppId, user: UserId) -> String {
+pub fn user_sanctions(app: AppId, user: UserId) -> String {
     let partition = Partition::of_user(app, user);
     format!("im.in.{partition}.{app}.user.{user}.measures")
 }
 
 /// Everybody's measures in a whole app, whatever the partition.
-pub fn any_user_measures() -> String {
+pub fn any_user_sanctions() -> String {
     "im.in.*.*.user.*.measures".to_owned()
 }
 
@@ -167,7 +167,7 @@ pub fn ledger_resumes(gateway: &GatewayId) -> String {
 }
 
 /// What the owners of one worker handed to gateways.
-pub fn ledger_handovers(worker: &WorkerId) -> String {
+pub fn ledger_dispatches(worker: &WorkerId) -> String {
     format!("im.ledger.{worker}.handovers")
 }
 
@@ -179,7 +179,7 @@ pub const ANY_OUTCOMES: &str = "im.ledger.*";
 /// Every gateway's outcomes of resumes.
 pub const ANY_RESUMES: &str = "im.ledger.*.resumes";
 /// Every worker's hand-overs.
-pub const ANY_HANDOVERS: &str = "im.ledger.*.handovers";
+pub const ANY_DISPATCHES: &str = "im.ledger.*.handovers";
 
 /// 1:1 messages waiting for one user.
 pub fn inbox(app: AppId, user: UserId) -> String {
@@ -187,7 +187,7 @@ pub fn inbox(app: AppId, user: UserId) -> String {
 }
 
 /// Whose inbox has this subject.
-pub fn whose_inbox(subject: &str) -> Option<(AppId, UserId)> {
+pub fn parse_inbox(subject: &str) -> Option<(AppId, UserId)> {
     let (app, user) = subject.strip_prefix("im.inbox.")?.split_once('.')?;
     Some((app.parse().ok()?, user.parse().ok()?))
 }

@@ -40,7 +40,7 @@ pub struct Ticket {
 
 /// Why a token is not a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadTicket {
+pub enum TicketError {
     /// Not of the form this system gives out, or signed with another key.
     #[error("not a ticket of this system")]
     Forged,
@@ -86,18 +86,18 @@ impl TicketKey {
     ///
     /// # Errors
     ///
-    /// - [`BadTicket::Forged`]: anything but a token of ours.
-    /// - [`BadTicket::Expired`]: ours, too late.
-    pub fn verify(&self, token: &str, now_ms: u64) -> Result<Ticket, BadTicket> {
+    /// - [`TicketError::Forged`]: anything but a token of ours.
+    /// - [`TicketError::Expired`]: ours, too late.
+    pub fn verify(&self, token: &str, now_ms: u64) -> Result<Ticket, TicketError> {
         if TOKEN_BYTES_MAX < token.len() {
-            return Err(BadTicket::Forged);
+            return Err(TicketError::Forged);
         }
-        let (body, mark) = token.split_once('.').ok_or(BadTicket::Forged)?;
-        let mark = BASE64.decode(mark).map_err(|_| BadTicket::Forged)?;
-        self.mark(body).verify_slice(&mark).map_err(|_| BadTicket::Forged)?; // constant time
-        let body = BASE64.decode(body).map_err(|_| BadTicket::Forged)?;
-        let ticket: Ticket = codec::decode(&body).map_err(|_| BadTicket::Forged)?;
-        if now_ms < ticket.expires_ms { Ok(ticket) } else { Err(BadTicket::Expired) }
+        let (body, mark) = token.split_once('.').ok_or(TicketError::Forged)?;
+        let mark = BASE64.decode(mark).map_err(|_| TicketError::Forged)?;
+        self.mark(body).verify_slice(&mark).map_err(|_| TicketError::Forged)?; // constant time
+        let body = BASE64.decode(body).map_err(|_| TicketError::Forged)?;
+        let ticket: Ticket = codec::decode(&body).map_err(|_| TicketError::Forged)?;
+        if now_ms < ticket.expires_ms { Ok(ticket) } else { Err(TicketError::Expired) }
     }
 
     fn mark(&self, body: &str) -> Hmac<Sha256> {
@@ -138,7 +138,7 @@ mod tests {
         let key = TicketKey::derive(&Secret::new("s"));
         let token = key.sign(&ticket()).unwrap();
         assert_eq!(key.verify(token.expose(), 999).unwrap().user, ticket().user);
-        assert_eq!(key.verify(token.expose(), 1000), Err(BadTicket::Expired));
+        assert_eq!(key.verify(token.expose(), 1000), Err(TicketError::Expired));
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         assert!(token.expose().chars().all(allowed));
     }
@@ -151,9 +151,9 @@ mod tests {
             let mut forged = token.clone().into_bytes();
             forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };
             let forged = String::from_utf8(forged).unwrap();
-            assert_eq!(key.verify(&forged, 0), Err(BadTicket::Forged), "byte {at}");
+            assert_eq!(key.verify(&forged, 0), Err(TicketError::Forged), "byte {at}");
         }
         let other = TicketKey::derive(&Secret::new("t"));
-        assert_eq!(other.verify(&token, 0), Err(BadTicket::Forged));
+        assert_eq!(other.verify(&token, 0), Err(TicketError::Forged));
     }
 }

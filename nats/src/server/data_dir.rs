@@ -18,7 +18,7 @@ const STORE: &str = "nats/jetstream";
 
 /// Why a directory could not be had.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub enum DataDirError {
     /// It cannot be made or written.
     #[error("open data directory {dir:?} (QIYU_DATA_DIR, --data-dir)")]
     Io {
@@ -54,9 +54,9 @@ impl DataDir {
     ///
     /// # Errors
     ///
-    /// [`OpenError::InUse`] names the process that holds it.
-    pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let failed = |source| OpenError::Io { dir: dir.to_owned(), source };
+    /// [`DataDirError::InUse`] names the process that holds it.
+    pub fn open(dir: &Path) -> Result<Self, DataDirError> {
+        let failed = |source| DataDirError::Io { dir: dir.to_owned(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         let path = dir.canonicalize().map_err(failed)?;
         let mut lock = lock_file(&path).map_err(failed)?;
@@ -76,7 +76,7 @@ impl DataDir {
         let mut pid = String::new();
         lock.rewind().and_then(|()| lock.read_to_string(&mut pid)).map_err(failed)?;
         let pid = if pid.is_empty() { "unknown".to_owned() } else { pid };
-        Err(OpenError::InUse { dir: path, pid })
+        Err(DataDirError::InUse { dir: path, pid })
     }
 
     /// Absolute.
@@ -148,7 +148,7 @@ pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
 /// # Errors
 ///
 /// When it can be neither read nor written.
-pub fn keep_private(path: &Path, make: impl FnOnce() -> String) -> io::Result<String> {
+pub fn read_or_create_private(path: &Path, make: impl FnOnce() -> String) -> io::Result<String> {
     match fs::read_to_string(path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -189,7 +189,7 @@ mod tests {
         let held = DataDir::open(&dir).unwrap();
         assert!(matches!(
             DataDir::open(&dir),
-            Err(OpenError::InUse { pid, .. }) if pid == std::process::id().to_string()
+            Err(DataDirError::InUse { pid, .. }) if pid == std::process::id().to_string()
         ));
         held.announce(&Secret::new("nats://u:p@h:1")).unwrap();
         assert_eq!(running_url(&dir).unwrap(), Some(Secret::new("nats://u:p@h:1")));
@@ -206,8 +206,8 @@ mod tests {
         let dir = scratch("keep");
         fs::create_dir_all(&dir).unwrap();
         let path = dir.join("x");
-        assert_eq!(keep_private(&path, || "one".into()).unwrap(), "one");
-        assert_eq!(keep_private(&path, || "two".into()).unwrap(), "one");
+        assert_eq!(read_or_create_private(&path, || "one".into()).unwrap(), "one");
+        assert_eq!(read_or_create_private(&path, || "two".into()).unwrap(), "one");
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -15,19 +15,19 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// The oldest that has what the streams and leases need: per-key expiry and its CAS rules.
-const OLDEST: Version = Version::new(2, 14, 0);
+const OLDEST: ServerVersion = ServerVersion::new(2, 14, 0);
 /// What is fetched when the machine has none.
-const PINNED: Version = Version::new(2, 15, 1);
+const PINNED: ServerVersion = ServerVersion::new(2, 15, 1);
 
 /// A release of nats-server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
+pub struct ServerVersion {
     major: u32,
     minor: u32,
     patch: u32,
 }
 
-impl Version {
+impl ServerVersion {
     /// `major.minor.patch`.
     pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
         Self { major, minor, patch }
@@ -45,7 +45,7 @@ impl Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for ServerVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
     }
@@ -57,7 +57,7 @@ pub struct NatsServer {
     /// Where it is.
     pub path: PathBuf,
     /// As it says itself.
-    pub version: Version,
+    pub version: ServerVersion,
 }
 
 /// Why there is no nats-server.
@@ -126,7 +126,7 @@ fn usable(path: &Path) -> Result<NatsServer, String> {
         .output()
         .map_err(|error| format!("cannot be run: {error}"))?;
     let printed = String::from_utf8_lossy(&printed.stdout);
-    match Version::printed(&printed) {
+    match ServerVersion::printed(&printed) {
         None => Err("does not answer --version as a nats-server does".to_owned()),
         Some(version) if version < OLDEST => {
             Err(format!("is version {version}; at least {OLDEST} is needed"))
@@ -278,12 +278,12 @@ mod tests {
 
     #[test]
     fn a_printed_version_is_read() {
-        let read = Version::printed;
-        assert_eq!(read("nats-server: v2.15.1\n"), Some(Version::new(2, 15, 1)));
-        assert_eq!(read("nats-server: v2.14.0-RC.2"), Some(Version::new(2, 14, 0)));
+        let read = ServerVersion::printed;
+        assert_eq!(read("nats-server: v2.15.1\n"), Some(ServerVersion::new(2, 15, 1)));
+        assert_eq!(read("nats-server: v2.14.0-RC.2"), Some(ServerVersion::new(2, 14, 0)));
         assert_eq!(read("nats-server: v2"), None);
         assert_eq!(read("nats-streaming-server v0.25"), None);
-        assert!(Version::new(2, 9, 25) < OLDEST && OLDEST < PINNED);
+        assert!(ServerVersion::new(2, 9, 25) < OLDEST && OLDEST < PINNED);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use qiyu_nats::{
     Bus,
     bucket::BucketError,
     chain,
-    lease::{Lease, LeaseError, LeaseTerms, Renewal, Wanted},
-    log::{APPEND_DEADLINE, AppendError, Condition, ReadError},
+    lease::{Lease, LeaseError, LeaseRequest, LeaseTerms, Renewal},
+    log::{APPEND_DEADLINE, AppendCondition, AppendError, ReadError},
     stream::BucketName,
 };
 use qiyu_schema::{
@@ -65,10 +65,10 @@ pub(crate) fn named_by(key: &str) -> Option<Incarnation> {
 
 /// A gateway could not begin.
 #[derive(Debug, thiserror::Error)]
-pub enum BeginError {
+pub enum RegisterError {
     /// Its predecessor's end could not be written down.
     #[error("append the end of gateway {gateway} to the log")]
-    Bury {
+    AppendGone {
         /// The predecessor.
         gateway: Incarnation,
         /// Why.
@@ -116,42 +116,44 @@ pub enum BeginError {
 }
 
 /// A gateway's life.
-pub struct Life {
+pub struct Registration {
     bus: Bus,
     incarnation: Incarnation,
     lease: Option<Lease>,
     value: LeaseValue,
 }
 
-impl Life {
+impl Registration {
     /// Begins: buries the predecessor, if it was not, and picks an epoch above its own.
     /// Not announced yet, so nobody sends anything.
     ///
     /// # Errors
     ///
-    /// [`BeginError`], never `Announce`.
-    pub async fn begin(
+    /// [`RegisterError`], never `Announce`.
+    pub async fn register(
         bus: &Bus,
         id: &GatewayId,
         ws: String,
         tcp: String,
-    ) -> Result<Self, BeginError> {
+    ) -> Result<Self, RegisterError> {
         let incarnations = bus.bucket(BucketName::Incarnations);
-        let register = |source| BeginError::Register { gateway: id.clone(), source };
+        let register = |source| RegisterError::Register { gateway: id.clone(), source };
         let registered = incarnations.list().await.map_err(register)?;
         let mut epoch = qiyu_nats::now_ms().max(last_gone(bus, id).await? + 1);
         for gateway in registered.keys().filter_map(|key| named_by(key)).filter(|g| g.id == *id) {
             // What it left in its queue the reaper takes over, as for any other dead gateway.
             info!(%gateway, "burying the predecessor");
             epoch = epoch.max(gateway.epoch + 1);
-            bury(bus, &gateway).await.map_err(|source| BeginError::Bury { gateway, source })?;
+            bury(bus, &gateway)
+                .await
+                .map_err(|source| RegisterError::AppendGone { gateway, source })?;
         }
         let incarnation = Incarnation { id: id.clone(), epoch };
         match incarnations.set_if(&key(&incarnation), 0, Bytes::from_static(BEGINNING), None).await
         {
             Ok(_) => {}
-            Err(BucketError::Changed { .. }) => {
-                return Err(BeginError::InUse { gateway: id.clone() });
+            Err(BucketError::Conflict { .. }) => {
+                return Err(RegisterError::InUse { gateway: id.clone() });
             }
             Err(error) => return Err(register(error)),
         }
@@ -163,30 +165,31 @@ impl Life {
     ///
     /// # Errors
     ///
-    /// [`BeginError::Announce`].
+    /// [`RegisterError::Announce`].
     pub async fn announce(
         &mut self,
         tasks: &TaskTracker,
         stop: CancellationToken,
-    ) -> Result<(), BeginError> {
+    ) -> Result<(), RegisterError> {
         let gateway = self.incarnation.clone();
         let key = gateway.id.as_str().to_owned();
         let bucket = self.bus.bucket(BucketName::Gateways);
-        let slot = bucket.read(&key).await.map_err(|source| BeginError::Announce {
+        let slot = bucket.read(&key).await.map_err(|source| RegisterError::Announce {
             gateway: gateway.clone(),
             source: LeaseError::Take { key: key.clone(), source },
         })?;
         let holder = slot.value.as_deref().and_then(|v| codec::decode::<LeaseValue>(v).ok());
         if holder.is_some_and(|holder| holder.dead && gateway.epoch <= holder.epoch) {
-            return Err(BeginError::TooLate { gateway });
+            return Err(RegisterError::TooLate { gateway });
         }
         // A predecessor that still lives under this id loses its lease here, and stops.
         let value = encoded(&self.value);
         let (bucket, revision) = (BucketName::Gateways, slot.revision);
-        let wanted = Wanted { bucket, key: &key, revision, value, terms: TERMS };
+        let wanted = LeaseRequest { bucket, key: &key, revision, value, terms: TERMS };
         let taken = Lease::take(&self.bus, wanted, tasks, stop);
         let incarnation = gateway.clone();
-        self.lease = Some(taken.await.map_err(|source| BeginError::Announce { gateway, source })?);
+        self.lease =
+            Some(taken.await.map_err(|source| RegisterError::Announce { gateway, source })?);
         let incarnations = self.bus.bucket(BucketName::Incarnations);
         let announced = Bytes::from_static(ANNOUNCED);
         if let Err(error) = incarnations.set(&self::key(&incarnation), announced, None).await {
@@ -215,14 +218,14 @@ impl Life {
     }
 
     /// Whether the gateway may act: announced, and renewed recently enough.
-    pub fn may_act(&self) -> bool {
+    pub fn is_active(&self) -> bool {
         self.lease
             .as_ref()
             .is_some_and(|lease| lease.age() < SUSPEND_AFTER && !lease.lost().is_cancelled())
     }
 
     /// What the lease says from now on. Nothing is written if nothing changed.
-    pub fn says(&mut self, connections: u64, draining: bool) {
+    pub fn update_lease(&mut self, connections: u64, draining: bool) {
         if (self.value.connections, self.value.draining) == (connections, draining) {
             return;
         }
@@ -239,7 +242,7 @@ impl Life {
 
     /// Ends in good order: the log hears it first, then what is left in the
     /// queue is taken over, then the lease goes.
-    pub async fn end(self) {
+    pub async fn deregister(self) {
         let finished = async {
             bury(&self.bus, &self.incarnation).await.map_err(TakeoverError::Bury)?;
             take_over(&self.bus, &self.incarnation).await?;
@@ -260,9 +263,9 @@ impl Life {
 }
 
 /// The newest life of this id whose end is in the log; 0: none.
-async fn last_gone(bus: &Bus, id: &GatewayId) -> Result<u64, BeginError> {
+async fn last_gone(bus: &Bus, id: &GatewayId) -> Result<u64, RegisterError> {
     let subject = subject::gateway_gone(Partition::all().next().unwrap_or_default(), id);
-    let past = |source| BeginError::Past { gateway: id.clone(), source };
+    let past = |source| RegisterError::Past { gateway: id.clone(), source };
     let entry = bus.read_last(&subject).await.map_err(past)?;
     match entry.and_then(|entry| entry.record().ok()).map(|record| record.event) {
         Some(Event::GatewayGone { gateway }) => Ok(gateway.epoch),
@@ -282,7 +285,9 @@ pub(crate) async fn bury(bus: &Bus, gateway: &Incarnation) -> Result<(), AppendE
             let key = format!("gone:{gateway}:{partition}");
             let record = &record;
             async move {
-                bus.append(subject, record, &key, Condition::Any, APPEND_DEADLINE).await.map(drop)
+                bus.append(subject, record, &key, AppendCondition::Any, APPEND_DEADLINE)
+                    .await
+                    .map(drop)
             }
         })
         .buffer_unordered(16)
@@ -301,7 +306,7 @@ pub(crate) async fn forget(bus: &Bus, gateway: &Incarnation) {
         }
     };
     match removed.await {
-        Ok(()) | Err(BucketError::Changed { .. }) => {}
+        Ok(()) | Err(BucketError::Conflict { .. }) => {}
         Err(error) => {
             warn!(%gateway, error = %chain(&error), "a life that is over is still registered")
         }

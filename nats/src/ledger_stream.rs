@@ -8,35 +8,35 @@ use tracing::debug;
 use crate::{
     bus::Bus,
     chain,
-    log::{AppendError, Condition, Extent, From, ReadError, encoded},
+    log::{AppendCondition, AppendError, Extent, ReadError, ReadFrom, encoded},
     stream,
 };
 use qiyu_schema::{
     codec,
     id::{GatewayId, WorkerId},
-    ledger::{HandoverBatch, LedgerBatch, OUTCOMES_MAX, ReadBatch},
+    ledger::{DispatchBatch, LedgerBatch, OUTCOMES_MAX, ReadBatch},
     subject,
 };
 
 /// What of the ledger is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shelf {
+pub enum LedgerKind {
     /// How messages ended at gateways, but for resumes.
     Outcomes,
     /// How messages that a resume brought ended.
     Resumes,
     /// What fan-out handed to gateways.
-    Handovers,
+    Dispatches,
     /// What was read over HTTP.
     Reads,
 }
 
-impl Shelf {
+impl LedgerKind {
     fn filter(self) -> String {
         let filter = match self {
             Self::Outcomes => subject::ANY_OUTCOMES,
             Self::Resumes => subject::ANY_RESUMES,
-            Self::Handovers => subject::ANY_HANDOVERS,
+            Self::Dispatches => subject::ANY_DISPATCHES,
             Self::Reads => subject::LEDGER_READS,
         };
         filter.to_owned()
@@ -45,7 +45,7 @@ impl Shelf {
 
 /// `first`, and what comes within `wait` or until there are [`OUTCOMES_MAX`]: what
 /// is written to the ledger together.
-pub async fn gather<T>(first: T, more: &mut mpsc::Receiver<T>, wait: Duration) -> Vec<T> {
+pub async fn collect_batch<T>(first: T, more: &mut mpsc::Receiver<T>, wait: Duration) -> Vec<T> {
     let mut gathered = vec![first];
     let waited = tokio::time::sleep(wait);
     tokio::pin!(waited);
@@ -68,17 +68,17 @@ pub struct LedgerEntry {
     /// When it was stored, by the server's clock, ms since 1970.
     pub stored_ms: u64,
     /// What it says.
-    pub page: LedgerPage,
+    pub page: LedgerRecord,
 }
 
 /// What an entry of the ledger says.
 #[derive(Clone, Debug, PartialEq)]
-pub enum LedgerPage {
-    /// Of [`Shelf::Outcomes`] and [`Shelf::Resumes`].
+pub enum LedgerRecord {
+    /// Of [`LedgerKind::Outcomes`] and [`LedgerKind::Resumes`].
     Outcomes(LedgerBatch),
-    /// Of [`Shelf::Handovers`].
-    Handovers(HandoverBatch),
-    /// Of [`Shelf::Reads`].
+    /// Of [`LedgerKind::Dispatches`].
+    Dispatches(DispatchBatch),
+    /// Of [`LedgerKind::Reads`].
     Reads(ReadBatch),
 }
 
@@ -118,14 +118,14 @@ impl Bus {
     /// # Errors
     ///
     /// As [`Bus::append`].
-    pub async fn record_handovers(
+    pub async fn record_dispatches(
         &self,
         worker: &WorkerId,
-        batch: &HandoverBatch,
+        batch: &DispatchBatch,
         key: &str,
         deadline: Duration,
     ) -> Result<(), AppendError> {
-        self.record(subject::ledger_handovers(worker), batch, key, deadline).await
+        self.record(subject::ledger_dispatches(worker), batch, key, deadline).await
     }
 
     /// Stores what was read over HTTP.
@@ -150,7 +150,7 @@ impl Bus {
         deadline: Duration,
     ) -> Result<(), AppendError> {
         let payload = encoded(&subject, batch)?;
-        self.publish_stored(subject, payload, key, Condition::Any, deadline).await.map(drop)
+        self.publish_stored(subject, payload, key, AppendCondition::Any, deadline).await.map(drop)
     }
 
     /// Reads what was stored on some shelves of the ledger at `from_ms` (ms
@@ -158,14 +158,15 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`].
+    /// [`ReadError::Unavailable`].
     pub async fn read_ledger(
         &self,
-        shelves: &[Shelf],
+        shelves: &[LedgerKind],
         from_ms: u64,
     ) -> Result<LedgerReader, ReadError> {
         let filters = shelves.iter().map(|shelf| shelf.filter()).collect();
-        let reader = self.read_much(stream::LEDGER, filters, From::At { unix_ms: from_ms }).await?;
+        let reader =
+            self.open_history(stream::LEDGER, filters, ReadFrom::At { unix_ms: from_ms }).await?;
         Ok(LedgerReader { entries: Extent::of(reader), unreadable: 0 })
     }
 }
@@ -185,11 +186,11 @@ impl LedgerReader {
     pub async fn next(&mut self) -> Result<Option<LedgerEntry>, ReadError> {
         while let Some(entry) = self.entries.next().await? {
             let page = if entry.subject.ends_with(".handovers") {
-                codec::decode(&entry.payload).map(LedgerPage::Handovers)
+                codec::decode(&entry.payload).map(LedgerRecord::Dispatches)
             } else if entry.subject.ends_with(".reads") {
-                codec::decode(&entry.payload).map(LedgerPage::Reads)
+                codec::decode(&entry.payload).map(LedgerRecord::Reads)
             } else {
-                codec::decode(&entry.payload).map(LedgerPage::Outcomes)
+                codec::decode(&entry.payload).map(LedgerRecord::Outcomes)
             };
             match page {
                 Ok(page) => return Ok(Some(LedgerEntry { stored_ms: entry.written_ms, page })),

@@ -20,16 +20,16 @@ const _: () = assert!(OFF_BELOW.as_millis() < ON_AT.as_millis());
 
 /// One brake per partition.
 #[derive(Debug)]
-pub struct Brakes(Vec<Mutex<Option<Instant>>>);
+pub struct Backpressure(Vec<Mutex<Option<Instant>>>);
 
-impl Default for Brakes {
+impl Default for Backpressure {
     /// None of them is on.
     fn default() -> Self {
         Self(Partition::all().map(|_| Mutex::default()).collect())
     }
 }
 
-impl Brakes {
+impl Backpressure {
     /// A partition is this far behind.
     pub fn report(&self, partition: Partition, behind: Duration) {
         let mut on_since = self.0[partition.index()].lock();
@@ -41,12 +41,12 @@ impl Brakes {
     }
 
     /// How many partitions take no messages at the moment.
-    pub fn count_on(&self) -> usize {
-        Partition::all().filter(|partition| self.is_on(*partition)).count()
+    pub fn count_active(&self) -> usize {
+        Partition::all().filter(|partition| self.is_active(*partition)).count()
     }
 
     /// Whether the partition takes no messages at the moment.
-    pub fn is_on(&self, partition: Partition) -> bool {
+    pub fn is_active(&self, partition: Partition) -> bool {
         let reported = *self.0[partition.index()].lock();
         reported.is_some_and(|reported| reported.elapsed() < REPORT_AGE_MAX)
     }
@@ -58,15 +58,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn on_above_two_seconds_off_below_half_of_one() {
-        let (brakes, p) = (Brakes::default(), "p07".parse().unwrap());
+        let (backpressure, p) = (Backpressure::default(), "p07".parse().unwrap());
         for (behind_ms, on) in
             [(1900, false), (2100, true), (600, true), (400, false), (600, false)]
         {
-            brakes.report(p, Duration::from_millis(behind_ms));
-            assert_eq!(brakes.is_on(p), on, "{behind_ms}");
+            backpressure.report(p, Duration::from_millis(behind_ms));
+            assert_eq!(backpressure.is_active(p), on, "{behind_ms}");
         }
-        brakes.report(p, Duration::from_secs(9));
+        backpressure.report(p, Duration::from_secs(9));
         tokio::time::advance(REPORT_AGE_MAX).await;
-        assert!(!brakes.is_on(p), "its owner is gone");
+        assert!(!backpressure.is_active(p), "its owner is gone");
     }
 }

@@ -22,9 +22,9 @@ const HEADER: &str = "traceparent";
 
 /// Where a message's trace stood when it was handed on.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trail(SpanContext);
+pub struct TraceContext(SpanContext);
 
-impl Trail {
+impl TraceContext {
     /// As the header says it; `None`: it does not, or the message is not sampled.
     pub(crate) fn of(headers: Option<&HeaderMap>) -> Option<Self> {
         Self::read(headers?.get(HEADER)?.as_str())
@@ -55,14 +55,14 @@ impl Trail {
 
 /// A stretch of a message's way, told when it is dropped. Nothing where there is no trail.
 #[derive(Default)]
-pub struct Step(Option<Box<Open>>);
+pub struct Span(Option<Box<Open>>);
 
 struct Open {
     span: BoxedSpan,
     tracer: Arc<BoxedTracer>,
 }
 
-impl Step {
+impl Span {
     fn open(
         tracer: &Arc<BoxedTracer>,
         name: &'static str,
@@ -75,21 +75,23 @@ impl Step {
     }
 
     /// Says something about this stretch; `value` is only made where it is told.
-    pub fn note(&mut self, key: &'static str, value: impl FnOnce() -> String) {
+    pub fn set_attribute(&mut self, key: &'static str, value: impl FnOnce() -> String) {
         if let Some(open) = &mut self.0 {
             open.span.set_attribute(KeyValue::new(key, value()));
         }
     }
 
     /// What a message takes along from here.
-    pub fn trail(&self) -> Option<Trail> {
-        self.0.as_ref().map(|open| Trail(open.span.span_context().clone()))
+    pub fn trace_context(&self) -> Option<TraceContext> {
+        self.0.as_ref().map(|open| TraceContext(open.span.span_context().clone()))
     }
 
     /// Ends this stretch and begins the next one.
-    pub fn then(self, name: &'static str) -> Self {
-        let (Some(trail), Some(open)) = (self.trail(), &self.0) else { return Self::default() };
-        let parent = Context::new().with_remote_span_context(trail.0);
+    pub fn next_span(self, name: &'static str) -> Self {
+        let (Some(trace_context), Some(open)) = (self.trace_context(), &self.0) else {
+            return Self::default();
+        };
+        let parent = Context::new().with_remote_span_context(trace_context.0);
         Self::open(&open.tracer, name, SpanKind::Internal, &parent)
     }
 }
@@ -97,24 +99,26 @@ impl Step {
 impl Bus {
     /// The same bus, whose messages leave trails.
     #[must_use]
-    pub fn traced(mut self) -> Self {
+    pub fn with_tracing(mut self) -> Self {
         self.tracer = Some(Arc::new(global::tracer("qiyu")));
         self
     }
 
     /// A message has come in: the first stretch of its way. Whether there is a
     /// trail at all is decided here.
-    pub fn first_step(&self, name: &'static str) -> Step {
-        self.tracer.as_ref().map_or_else(Step::default, |tracer| {
-            Step::open(tracer, name, SpanKind::Producer, &Context::new())
+    pub fn start_trace(&self, name: &'static str) -> Span {
+        self.tracer.as_ref().map_or_else(Span::default, |tracer| {
+            Span::open(tracer, name, SpanKind::Producer, &Context::new())
         })
     }
 
     /// A message has come from another process.
-    pub fn step(&self, name: &'static str, trail: Option<&Trail>) -> Step {
-        let (Some(tracer), Some(trail)) = (&self.tracer, trail) else { return Step::default() };
-        let parent = Context::new().with_remote_span_context(trail.0.clone());
-        Step::open(tracer, name, SpanKind::Consumer, &parent)
+    pub fn start_span(&self, name: &'static str, trace_context: Option<&TraceContext>) -> Span {
+        let (Some(tracer), Some(trace_context)) = (&self.tracer, trace_context) else {
+            return Span::default();
+        };
+        let parent = Context::new().with_remote_span_context(trace_context.0.clone());
+        Span::open(tracer, name, SpanKind::Consumer, &parent)
     }
 }
 
@@ -125,7 +129,10 @@ mod tests {
     #[test]
     fn a_trail_is_what_was_written() {
         let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(Trail::read(text).map(|trail| trail.text()), Some(text.to_owned()));
+        assert_eq!(
+            TraceContext::read(text).map(|trace_context| trace_context.text()),
+            Some(text.to_owned())
+        );
         for nothing in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", // not sampled
@@ -133,7 +140,7 @@ mod tests {
             "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-x-y-01",
         ] {
-            assert_eq!(Trail::read(nothing), None, "{nothing}");
+            assert_eq!(TraceContext::read(nothing), None, "{nothing}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::id::{AppId, MsgId, RoomId, UserId};
 /// What may be done about a user, in one room or in the whole app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Measure {
+pub enum SanctionKind {
     /// What they say is refused with 4010.
     Mute,
     /// Their connections are closed, once; they may come back.
@@ -23,7 +23,7 @@ pub enum Measure {
 
 /// A measure as it was taken.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Taken {
+pub struct Sanction {
     /// The event's place in the log.
     pub msg_id: MsgId,
     /// When, ms since 1970.
@@ -36,7 +36,7 @@ pub struct Taken {
     pub by: Option<UserId>,
 }
 
-impl Taken {
+impl Sanction {
     /// Whether it still holds.
     pub fn holds(&self, now_ms: u64) -> bool {
         self.until_ms.is_none_or(|until| now_ms < until)
@@ -45,41 +45,41 @@ impl Taken {
 
 /// What the bucket `measures` says of one user under [`key`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct MeasureEntry {
+pub struct SanctionEntry {
     /// The newest event folded into it; older ones change nothing any more.
     pub folded: Option<MsgId>,
     /// They may not speak.
-    pub mute: Option<Taken>,
+    pub mute: Option<Sanction>,
     /// They may not come in.
-    pub ban: Option<Taken>,
+    pub ban: Option<Sanction>,
     /// They were shown out last.
-    pub kick: Option<Taken>,
+    pub kick: Option<Sanction>,
 }
 
-impl MeasureEntry {
+impl SanctionEntry {
     /// Folds a measure taken. `false`: it was folded before.
-    pub fn take(&mut self, measure: Measure, taken: Taken) -> bool {
+    pub fn take(&mut self, sanction: SanctionKind, taken: Sanction) -> bool {
         if !self.is_news(taken.msg_id) {
             return false;
         }
-        match measure {
-            Measure::Mute => self.mute = Some(taken),
-            Measure::Ban => self.ban = Some(taken),
-            Measure::Kick => self.kick = Some(taken),
-            Measure::Unknown => {}
+        match sanction {
+            SanctionKind::Mute => self.mute = Some(taken),
+            SanctionKind::Ban => self.ban = Some(taken),
+            SanctionKind::Kick => self.kick = Some(taken),
+            SanctionKind::Unknown => {}
         }
         true
     }
 
     /// Folds a measure lifted. `false`: it was folded before.
-    pub fn lift(&mut self, measure: Measure, msg_id: MsgId) -> bool {
+    pub fn lift(&mut self, sanction: SanctionKind, msg_id: MsgId) -> bool {
         if !self.is_news(msg_id) {
             return false;
         }
-        match measure {
-            Measure::Mute => self.mute = None,
-            Measure::Ban => self.ban = None,
-            Measure::Kick | Measure::Unknown => {}
+        match sanction {
+            SanctionKind::Mute => self.mute = None,
+            SanctionKind::Ban => self.ban = None,
+            SanctionKind::Kick | SanctionKind::Unknown => {}
         }
         true
     }
@@ -130,30 +130,30 @@ pub fn parse_key(key: &str) -> Option<(AppId, Option<RoomId>, UserId)> {
 mod tests {
     use super::*;
 
-    fn taken(seq: u64, until_ms: Option<u64>) -> Taken {
-        Taken { msg_id: MsgId::at(seq), at_ms: 1, until_ms, reason: String::new(), by: None }
+    fn taken(seq: u64, until_ms: Option<u64>) -> Sanction {
+        Sanction { msg_id: MsgId::at(seq), at_ms: 1, until_ms, reason: String::new(), by: None }
     }
 
     #[test]
     fn only_what_is_newer_changes_anything() {
-        let mut entry = MeasureEntry::default();
-        assert!(entry.take(Measure::Mute, taken(3, None)));
-        assert!(entry.lift(Measure::Mute, MsgId::at(5)));
-        assert!(!entry.take(Measure::Mute, taken(3, None)), "told again");
-        assert!(!entry.take(Measure::Mute, taken(4, None)), "told late");
+        let mut entry = SanctionEntry::default();
+        assert!(entry.take(SanctionKind::Mute, taken(3, None)));
+        assert!(entry.lift(SanctionKind::Mute, MsgId::at(5)));
+        assert!(!entry.take(SanctionKind::Mute, taken(3, None)), "told again");
+        assert!(!entry.take(SanctionKind::Mute, taken(4, None)), "told late");
         assert!(!entry.is_muted(0));
-        assert!(entry.take(Measure::Ban, taken(6, Some(100))));
+        assert!(entry.take(SanctionKind::Ban, taken(6, Some(100))));
         assert!(entry.is_banned(99) && !entry.is_banned(100));
     }
 
     #[test]
     fn an_entry_ends_with_its_last_measure() {
-        let mut entry = MeasureEntry::default();
+        let mut entry = SanctionEntry::default();
         assert_eq!(entry.ends_ms(), Some(0), "nothing holds");
-        entry.take(Measure::Mute, taken(1, Some(50)));
-        entry.take(Measure::Ban, taken(2, Some(70)));
+        entry.take(SanctionKind::Mute, taken(1, Some(50)));
+        entry.take(SanctionKind::Ban, taken(2, Some(70)));
         assert_eq!(entry.ends_ms(), Some(70));
-        entry.take(Measure::Mute, taken(3, None));
+        entry.take(SanctionKind::Mute, taken(3, None));
         assert_eq!(entry.ends_ms(), None);
     }
 

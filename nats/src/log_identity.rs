@@ -8,7 +8,7 @@ use crate::{bus::Bus, log::ReadError, stream};
 
 /// What tells a log from every other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
+pub struct LogIdentity {
     /// When its stream was made, ns since 1970. A copy of a server's store has the same.
     pub created_ns: i128,
     /// The version of the server that answered.
@@ -31,13 +31,13 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Open`] when the log does not answer.
-    pub async fn origin(&self) -> Result<Origin, ReadError> {
-        let open = |source| ReadError::Open { source };
+    /// [`ReadError::Unavailable`] when the log does not answer.
+    pub async fn log_identity(&self) -> Result<LogIdentity, ReadError> {
+        let open = |source| ReadError::Unavailable { source };
         let log = self.control.get_stream(stream::IN).await;
         let log = log.map_err(|error| open(error.into()))?;
         let info = log.cached_info();
-        Ok(Origin {
+        Ok(LogIdentity {
             created_ns: info.created.unix_timestamp_nanos(),
             server: self.control.client().server_info().version,
             retain: info.config.max_age,
@@ -53,7 +53,7 @@ impl Bus {
     /// # Errors
     ///
     /// When one of the connections is closed.
-    pub async fn is_heard_on(&self, other: &Self) -> Result<bool, async_nats::Error> {
+    pub async fn is_same_system(&self, other: &Self) -> Result<bool, async_nats::Error> {
         let subject = format!("qiyu.whisper.{:032x}", qiyu_schema::ticket::fresh_nonce());
         let listener = other.control.client();
         let mut heard = listener.subscribe(subject.clone()).await?;
