@@ -1,4 +1,4 @@
-//! The close reasons: code, text, recorded ending and farewell of every way in
+//! The close reasons: code, text, recorded reason and farewell of every way in
 //! which the gateway ends a connection.
 
 use std::{borrow::Cow, time::Duration};
@@ -56,59 +56,51 @@ pub(crate) enum CloseReason {
 struct Row {
     /// The WebSocket close code. A TCP connection is closed without one.
     code: u16,
-    /// The ending that the log and the metric `ended` name.
-    ending: DisconnectReason,
+    /// The reason that the log and the metric `ended` name.
+    disconnect_reason: DisconnectReason,
     /// The data of the 1002 that precedes the close.
     farewell: Option<&'static str>,
     text: Cow<'static, str>,
 }
 
 impl CloseReason {
-    /// The table. What PROTOCOL.md says of close codes is decided here alone.
+    /// The table: code, recorded reason, farewell, text. It alone decides the
+    /// close codes that PROTOCOL.md lists.
     fn row(&self) -> Row {
-        let row = |code, ending, farewell, text| Row { code, ending, farewell, text };
-        let fixed = |code, ending, farewell, text| row(code, ending, farewell, Cow::Borrowed(text));
-        match self {
-            Self::Logout => fixed(1000, DisconnectReason::Logout, Some("true"), "logout"),
-            Self::BadFraming(text) => row(1002, DisconnectReason::Abuse, None, text.clone()),
-            Self::BinaryFrame => fixed(1003, DisconnectReason::Abuse, None, "text frames only"),
-            Self::Disconnected => fixed(1006, DisconnectReason::Disconnect, None, ""),
-            Self::NotUtf8 => fixed(1007, DisconnectReason::Abuse, None, "not UTF-8"),
-            Self::BodyTooLarge => fixed(1009, DisconnectReason::Abuse, None, "body too large"),
-            Self::MessageTooLarge => {
-                fixed(1009, DisconnectReason::Abuse, None, "message too large")
-            }
+        use DisconnectReason::{
+            Abuse, Banned, Disconnect, Drained, Idle, Kicked, Logout, Replaced, Slow, Unstored,
+        };
+        let (code, disconnect_reason, farewell, text) = match self {
+            Self::Logout => (1000, Logout, Some("true"), "logout".into()),
+            Self::BadFraming(text) => (1002, Abuse, None, text.clone()),
+            Self::BinaryFrame => (1003, Abuse, None, "text frames only".into()),
+            Self::Disconnected => (1006, Disconnect, None, "".into()),
+            Self::NotUtf8 => (1007, Abuse, None, "not UTF-8".into()),
+            Self::BodyTooLarge => (1009, Abuse, None, "body too large".into()),
+            Self::MessageTooLarge => (1009, Abuse, None, "message too large".into()),
             Self::Draining { retry_after } => {
-                let text = format!("retry_ms={}", retry_after.as_millis());
-                row(1012, DisconnectReason::Drained, Some("draining"), text.into())
+                (1012, Drained, Some("draining"), retry_ms("", *retry_after))
             }
-            Self::EndedDuringLogin => fixed(1012, DisconnectReason::Drained, None, "retry_ms=0"),
-            Self::PlaybackStopped => {
-                fixed(1012, DisconnectReason::Drained, None, "the recording is put away")
-            }
-            Self::SlowReader => fixed(3008, DisconnectReason::Slow, None, "slow reader"),
-            Self::Idle => fixed(3010, DisconnectReason::Idle, None, "idle"),
-            Self::LoginNotStored => {
-                fixed(3014, DisconnectReason::Unstored, None, "login not stored in time")
-            }
+            Self::EndedDuringLogin => (1012, Drained, None, retry_ms("", Duration::ZERO)),
+            Self::PlaybackStopped => (1012, Drained, None, "the recording is put away".into()),
+            Self::SlowReader => (3008, Slow, None, "slow reader".into()),
+            Self::Idle => (3010, Idle, None, "idle".into()),
+            Self::LoginNotStored => (3014, Unstored, None, "login not stored in time".into()),
             Self::Suspended { retry_after } => {
-                let text = format!("not stored for long; retry_ms={}", retry_after.as_millis());
-                row(3014, DisconnectReason::Unstored, None, text.into())
+                (3014, Unstored, None, retry_ms("not stored for long; ", *retry_after))
             }
             Self::Kicked { reason } => {
-                row(3502, DisconnectReason::Kicked, Some("kicked"), with_reason("kicked", reason))
+                (3502, Kicked, Some("kicked"), with_reason("kicked", reason))
             }
-            Self::Replaced => fixed(
-                3503,
-                DisconnectReason::Replaced,
-                Some("replaced"),
-                "replaced by a newer login",
-            ),
+            Self::Replaced => {
+                (3503, Replaced, Some("replaced"), "replaced by a newer login".into())
+            }
             Self::Banned { reason } => {
-                row(3504, DisconnectReason::Banned, Some("kicked"), with_reason("banned", reason))
+                (3504, Banned, Some("kicked"), with_reason("banned", reason))
             }
-            Self::UnknownCode => fixed(3505, DisconnectReason::Abuse, None, "unknown code"),
-        }
+            Self::UnknownCode => (3505, Abuse, None, "unknown code".into()),
+        };
+        Row { code, disconnect_reason, farewell, text }
     }
 
     /// Returns the WebSocket close code.
@@ -125,9 +117,9 @@ impl CloseReason {
         }
     }
 
-    /// Returns the ending that the log and the metric `ended` name.
-    pub(crate) fn ending(&self) -> DisconnectReason {
-        self.row().ending
+    /// Returns the reason that the log and the metric `ended` name.
+    pub(crate) fn disconnect_reason(&self) -> DisconnectReason {
+        self.row().disconnect_reason
     }
 
     /// Returns the data of the 1002 that precedes the close, if one does.
@@ -139,6 +131,11 @@ impl CloseReason {
     pub(crate) fn may_reconnect(&self) -> bool {
         matches!(self.code(), 1006 | 1012 | 3000..=3499)
     }
+}
+
+/// Returns the text that tells a client when to come back.
+fn retry_ms(prefix: &'static str, retry_after: Duration) -> Cow<'static, str> {
+    format!("{prefix}retry_ms={}", retry_after.as_millis()).into()
 }
 
 fn with_reason(prefix: &'static str, reason: &str) -> Cow<'static, str> {
@@ -193,6 +190,6 @@ mod tests {
         let close = CloseReason::Kicked { reason: "鱼".repeat(100) };
         assert_eq!(*close.text(), format!("kicked: {}", "鱼".repeat(38)));
         let close = CloseReason::Banned { reason: "x".repeat(115) };
-        assert_eq!(close.text().len(), TEXT_BYTES_MAX, "what fits exactly is whole");
+        assert_eq!(close.text().len(), TEXT_BYTES_MAX, "a text that fits exactly is whole");
     }
 }

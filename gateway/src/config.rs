@@ -19,7 +19,7 @@ pub struct Config {
     /// The address at which clients reach the TCP port. `None`: the listen
     /// address.
     pub advertise_tcp: Option<String>,
-    /// The apps (tenants) whose users may log in.
+    /// The apps (tenants) that users may log in to.
     pub apps: Vec<AppId>,
     /// How long a connection may take to acknowledge before a message is sent again.
     pub ack_wait: Duration,

@@ -10,6 +10,6 @@ pub(crate) use self::{
     bodies::{AckBody, BusinessBody, LoginBody, optional_number_or_digits},
     codes::{RefusalCode, biz, code},
     encode::{EncodedMessage, Transport, reply_text, write_ws_close},
-    parse::{BadFrame, Body, InFrame, object, parse_tcp, parse_ws},
+    parse::{Body, ClientFrame, FrameError, object, parse_tcp, parse_ws},
     reply::Reply,
 };

@@ -32,7 +32,7 @@ qiyu_runtime::metrics! {
             "Envelopes delivered to this gateway and not resolved yet";
         pub(crate) gap_fills: Counter =
             "Messages read from the log because their envelope was lost";
-        pub(crate) ended: Family<EndingLabel, Counter> = "Connections ended, by reason";
+        pub(crate) ended: Family<DisconnectLabel, Counter> = "Connections ended, by reason";
         pub(crate) append_duration_seconds: Latency<Bounds> =
             "Time from sending a message to the log to the log's confirmation";
         /// Measured at one recipient of each message.
@@ -63,8 +63,8 @@ impl Metrics {
         for limit in Limit::ALL {
             drop(metrics.too_fast.get_or_create(&limit.into()));
         }
-        for ending in ENDINGS {
-            drop(metrics.ended.get_or_create(&ending.into()));
+        for reason in DISCONNECT_REASONS {
+            drop(metrics.ended.get_or_create(&reason.into()));
         }
         metrics
     }
@@ -155,8 +155,8 @@ impl From<Limit> for LimitLabel {
     }
 }
 
-/// The endings that this crate produces.
-const ENDINGS: [DisconnectReason; 10] = [
+/// The reasons that this crate produces.
+const DISCONNECT_REASONS: [DisconnectReason; 10] = [
     DisconnectReason::Logout,
     DisconnectReason::Disconnect,
     DisconnectReason::Idle,
@@ -171,14 +171,14 @@ const ENDINGS: [DisconnectReason; 10] = [
 
 /// The label of [`Metrics::ended`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct EndingLabel {
-    reason: EndingValue,
+pub(crate) struct DisconnectLabel {
+    reason: DisconnectValue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct EndingValue(DisconnectReason);
+struct DisconnectValue(DisconnectReason);
 
-impl EncodeLabelValue for EndingValue {
+impl EncodeLabelValue for DisconnectValue {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let name = match self.0 {
             DisconnectReason::Logout => "logout",
@@ -197,8 +197,8 @@ impl EncodeLabelValue for EndingValue {
     }
 }
 
-impl From<DisconnectReason> for EndingLabel {
-    fn from(ending: DisconnectReason) -> Self {
-        Self { reason: EndingValue(ending) }
+impl From<DisconnectReason> for DisconnectLabel {
+    fn from(reason: DisconnectReason) -> Self {
+        Self { reason: DisconnectValue(reason) }
     }
 }

@@ -1,7 +1,7 @@
 //! The rate limits of a gateway: which keys are counted at which rate.
 //!
 //! A refusal is counted where it happens. Where several limits apply, the
-//! narrowest comes first: a user who exceeds their own rate takes no tokens
+//! narrowest comes first: a user above the own rate takes no tokens
 //! that others share.
 
 use std::{net::IpAddr, time::Instant};
@@ -57,7 +57,7 @@ impl RateLimits {
         self.count(admitted, Limit::ConnectAddress)
     }
 
-    /// Returns whether the user, whose ticket is valid, may connect again.
+    /// Returns whether a user with a valid ticket may connect again.
     pub(crate) fn admits_login_of(&self, app: AppId, user: UserId) -> bool {
         let admitted = self.connects_by_user.admits((app, user), Instant::now());
         self.count(admitted, Limit::ConnectUser)

@@ -7,5 +7,5 @@ pub(crate) const DRAINING: &str = "draining";
 pub(crate) const NOT_STARTED: &str = "no incarnation has started";
 /// Readiness: the lease is not renewed.
 pub(crate) const SUSPENDED: &str = "suspended: the lease is not renewed";
-/// The refusal of a command by a gateway whose incarnation ends.
+/// The refusal of a command by an incarnation that ends.
 pub(crate) const ENDING: &str = "this gateway is ending";

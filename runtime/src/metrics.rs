@@ -21,13 +21,13 @@ use prometheus_client::{
 ///     prefix = "example";
 ///     /// The metrics of an example.
 ///     #[derive(Clone, Debug)]
-///     pub struct Metrics {
+///     pub struct ExampleMetrics {
 ///         pub logins: Counter = "Logins that succeeded";
 ///         pub skipped: Counter as "envelopes_skipped" = "Envelopes not sent";
 ///     }
 /// }
 ///
-/// let metrics = Metrics::register(&mut Registry::default());
+/// let metrics = ExampleMetrics::register(&mut Registry::default());
 /// metrics.logins.inc();
 /// ```
 #[macro_export]
@@ -146,7 +146,7 @@ mod tests {
     metrics! {
         prefix = "qiyu_example";
         #[derive(Clone, Debug)]
-        struct Metrics {
+        struct ExampleMetrics {
             logins: Counter = "Logins that succeeded";
             skipped: Counter as "envelopes_skipped" = "Envelopes not sent";
             append_duration_seconds: Latency<Bounds> = "Time until the log confirmed";
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_declared_metric_is_registered_under_its_name_and_counts() {
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
+        let metrics = ExampleMetrics::register(&mut registry);
         metrics.logins.inc();
         metrics.skipped.inc_by(2);
         metrics.append_duration_seconds.observe(Duration::from_millis(500));

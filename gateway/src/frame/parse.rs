@@ -11,7 +11,7 @@ pub(super) const TCP_HEADER_BYTES: usize = 10;
 
 /// A frame from a client.
 #[derive(Debug, PartialEq)]
-pub(crate) struct InFrame {
+pub(crate) struct ClientFrame {
     pub(crate) code: i64,
     pub(crate) body: Body,
 }
@@ -27,7 +27,7 @@ pub(crate) enum Body {
 
 /// An error in the framing.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub(crate) enum BadFrame {
+pub(crate) enum FrameError {
     #[error("not a JSON object with a whole-number code")]
     NotAFrame,
     #[error("wrong magic")]
@@ -46,7 +46,7 @@ pub(crate) fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, serde_j
 }
 
 /// Parses one WebSocket text.
-pub(crate) fn parse_ws(text: &str, body_bytes_max: usize) -> Result<InFrame, BadFrame> {
+pub(crate) fn parse_ws(text: &str, body_bytes_max: usize) -> Result<ClientFrame, FrameError> {
     #[derive(Deserialize)]
     struct Raw<'a> {
         magic: Option<serde_json::Number>,
@@ -54,26 +54,26 @@ pub(crate) fn parse_ws(text: &str, body_bytes_max: usize) -> Result<InFrame, Bad
         #[serde(borrow)]
         body: Option<&'a RawValue>,
     }
-    let raw: Raw<'_> = object(text).map_err(|_| BadFrame::NotAFrame)?;
+    let raw: Raw<'_> = object(text).map_err(|_| FrameError::NotAFrame)?;
     if raw.magic.is_some_and(|magic| magic.as_i64() != Some(i64::from(MAGIC))) {
-        return Err(BadFrame::Magic);
+        return Err(FrameError::Magic);
     }
     let code = match raw.code.as_i64() {
         Some(code) => code,
         None if raw.code.is_u64() => i64::MAX, // a whole number, and an unknown code
-        None => return Err(BadFrame::NotAFrame),
+        None => return Err(FrameError::NotAFrame),
     };
     let body = match raw.body.map(RawValue::get) {
         None => Body::Text(String::new()),
         Some(text) if text.starts_with('"') => {
-            Body::Text(serde_json::from_str(text).map_err(|_| BadFrame::NotAFrame)?)
+            Body::Text(serde_json::from_str(text).map_err(|_| FrameError::NotAFrame)?)
         }
         Some(object) if object.starts_with('{') => Body::Text(object.to_owned()),
         Some(_) => Body::Unreadable,
     };
     match body {
-        Body::Text(text) if text.len() > body_bytes_max => Err(BadFrame::TooLarge),
-        body => Ok(InFrame { code, body }),
+        Body::Text(text) if text.len() > body_bytes_max => Err(FrameError::TooLarge),
+        body => Ok(ClientFrame { code, body }),
     }
 }
 
@@ -81,17 +81,17 @@ pub(crate) fn parse_ws(text: &str, body_bytes_max: usize) -> Result<InFrame, Bad
 pub(crate) fn parse_tcp(
     input: &mut BytesMut,
     body_bytes_max: usize,
-) -> Result<Option<InFrame>, BadFrame> {
+) -> Result<Option<ClientFrame>, FrameError> {
     if input.len() >= 2 && i16::from_be_bytes([input[0], input[1]]) != MAGIC {
-        return Err(BadFrame::Magic); // at once: more input cannot repair it
+        return Err(FrameError::Magic); // at once: more input cannot repair it
     }
     let Some(header) = input.first_chunk::<TCP_HEADER_BYTES>() else { return Ok(None) };
     let code = i32::from_be_bytes([header[2], header[3], header[4], header[5]]);
     let len = i32::from_be_bytes([header[6], header[7], header[8], header[9]]);
     // Checked before anything is reserved: a claimed length takes no memory.
-    let len = usize::try_from(len).map_err(|_| BadFrame::TooLarge)?;
+    let len = usize::try_from(len).map_err(|_| FrameError::TooLarge)?;
     if len > body_bytes_max {
-        return Err(BadFrame::TooLarge);
+        return Err(FrameError::TooLarge);
     }
     if input.len() < TCP_HEADER_BYTES + len {
         return Ok(None);
@@ -101,7 +101,7 @@ pub(crate) fn parse_tcp(
         Ok(text) => Body::Text(text.to_owned()),
         Err(_) => Body::Unreadable,
     };
-    Ok(Some(InFrame { code: i64::from(code), body }))
+    Ok(Some(ClientFrame { code: i64::from(code), body }))
 }
 
 #[cfg(test)]
@@ -142,16 +142,16 @@ mod tests {
             bytes
         };
         for len in [-1, i32::MIN, 101, i32::MAX] {
-            assert_eq!(parse_tcp(&mut frame(len), 100), Err(BadFrame::TooLarge), "{len}");
+            assert_eq!(parse_tcp(&mut frame(len), 100), Err(FrameError::TooLarge), "{len}");
         }
         assert_eq!(parse_tcp(&mut frame(100), 100), Ok(None));
-        assert_eq!(parse_tcp(&mut BytesMut::from(&[0x48, 0xf2][..]), 100), Err(BadFrame::Magic));
+        assert_eq!(parse_tcp(&mut BytesMut::from(&[0x48, 0xf2][..]), 100), Err(FrameError::Magic));
     }
 
     #[test]
     fn a_websocket_text_is_a_frame_or_an_error() {
         let ok = |text: &str| parse_ws(text, 20).unwrap();
-        let text = |code, body: &str| InFrame { code, body: Body::Text(body.into()) };
+        let text = |code, body: &str| ClientFrame { code, body: Body::Text(body.into()) };
         assert_eq!(ok(r#"{"magic":18673,"code":1004,"len":9,"body":"{}"}"#), text(1004, "{}"));
         assert_eq!(ok(r#"{"code":1004}"#), text(1004, ""));
         assert_eq!(ok(r#"{"code":1004,"body":null,"x":[1]}"#), text(1004, ""));
@@ -169,12 +169,12 @@ mod tests {
             r#"{"code":1004.5}"#,
             "null",
         ] {
-            assert_eq!(parse_ws(bad, 20), Err(BadFrame::NotAFrame), "{bad}");
+            assert_eq!(parse_ws(bad, 20), Err(FrameError::NotAFrame), "{bad}");
         }
         let (magic, large) = (r#"{"magic":1,"code":1004}"#, "x".repeat(21));
-        assert_eq!(parse_ws(magic, 20), Err(BadFrame::Magic));
+        assert_eq!(parse_ws(magic, 20), Err(FrameError::Magic));
         let large = format!(r#"{{"code":1004,"body":"{large}"}}"#);
-        assert_eq!(parse_ws(&large, 20), Err(BadFrame::TooLarge));
+        assert_eq!(parse_ws(&large, 20), Err(FrameError::TooLarge));
         assert!(parse_ws(&"[".repeat(100_000), 20).is_err(), "no depth overflows the stack");
     }
 }

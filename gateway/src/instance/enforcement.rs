@@ -24,7 +24,7 @@ const COMPARE_INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) async fn watch_sanctions(instance: Arc<GatewayInstance>, stop: CancellationToken) {
     let mut changes = instance.sanctions.changes();
     let mut tracker = SanctionTracker::default();
-    // There is no connection yet: the login checks what is in force already.
+    // There is no connection yet: the login checks the sanctions in force.
     drop(tracker.take_changes(&instance.sanctions));
     while stop.run_until_cancelled(changes.changed()).await.is_some_and(|alive| alive.is_ok()) {
         for change in tracker.take_changes(&instance.sanctions) {
@@ -59,7 +59,7 @@ impl GatewayInstance {
         }
     }
 
-    /// Closes a connection whose user was banned during the login: the ban was
+    /// Closes the connection of a user that was banned during the login: the ban was
     /// enforced before the connection was registered.
     pub(crate) fn close_if_banned(&self, connection: &Connection) {
         let identity = &connection.identity;

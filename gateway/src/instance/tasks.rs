@@ -28,7 +28,7 @@ use crate::{
     close::CloseReason,
     delivery::{
         DeliveryTask, Dispatcher, ORDERS_MAX, Order,
-        in_flight::{Desk, Terms},
+        in_flight::{Desk, Entry, Terms},
         outcomes,
     },
     gateway::inner::GatewayInner,
@@ -89,12 +89,11 @@ impl InstanceTasks {
         let notices = bus.notices(&gateway).await.map_err(|error| listen(error.into()))?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let stop_on_failure = stop.clone().drop_guard();
-        let (orders, orders_to_handle) = mpsc::channel(ORDERS_MAX);
-        let (settled, to_record) = mpsc::unbounded_channel();
-        let desk = Desk { settled, metrics: inner.metrics.clone() };
         registration.announce(&tasks, stop.clone()).await?;
         let sanctions = bus.bucket(BucketName::Sanctions).mirror(&tasks, stop.clone()).await;
         let sanctions = sanctions.map(Sanctions::new).map_err(InstanceStartError::Sanctions)?;
+        let (orders, order_receiver) = mpsc::channel(ORDERS_MAX);
+        let (settled, settled_receiver) = mpsc::unbounded_channel();
         let membership =
             MembershipWriter::new(bus.clone(), gateway.clone(), orders.clone(), tasks.clone());
         let instance = Arc::new(GatewayInstance {
@@ -109,41 +108,16 @@ impl InstanceTasks {
             rate_limits: Arc::clone(&inner.rate_limits),
             backpressure: Backpressure::default(),
             likes: LikeCounter::default(),
-            orders: orders.clone(),
-            desk: desk.clone(),
+            orders,
+            desk: Desk { settled, metrics: inner.metrics.clone() },
             metrics: inner.metrics.clone(),
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
             registry: ConnectionRegistry::default(),
         });
-        let acting = Arc::clone(&instance);
-        let dispatcher = Dispatcher {
-            bus: bus.clone(),
-            gateway: gateway.clone(),
-            terms: Terms { ack_wait: config.ack_wait, sends_max: config.max_sends },
-            desk,
-            orders,
-            tasks: tasks.clone(),
-            may_act: Box::new(move || acting.may_act()),
-        };
-        let delivery = DeliveryTask::new(dispatcher);
-        let (lost, queue_lost) = oneshot::channel();
-        let sources = DeliverySources { outbox, notices, orders: orders_to_handle };
-        tasks.spawn(run_delivery(delivery, sources, lost, inner.finish.clone(), stop.clone()));
-        let (metrics, stop_recording) = (inner.metrics.clone(), stop.clone());
-        let recording = outcomes::record_settled(
-            bus.clone(),
-            gateway.clone(),
-            to_record,
-            metrics,
-            stop_recording,
-        );
-        let stop_with_recording = stop.clone();
-        tasks.spawn(async move {
-            // Without recorded outcomes nothing is acknowledged: the incarnation ends.
-            let _stop = stop_with_recording.drop_guard();
-            recording.await;
-        });
+        let inputs = DeliveryInputs { outbox, notices, orders: order_receiver };
+        let queue_lost = spawn_delivery(inner, &instance, inputs, &tasks, &stop);
+        spawn_recording(&instance, settled_receiver, &tasks, &stop);
         commands::serve(&instance, &tasks, stop.clone()).await.map_err(listen)?;
         let lags = bus.lag_reports().await.map_err(|error| listen(error.into()))?;
         tasks.spawn(watch_sanctions(Arc::clone(&instance), stop.clone()));
@@ -214,25 +188,60 @@ impl InstanceTasks {
 }
 
 /// The inputs of the delivery task.
-struct DeliverySources {
+struct DeliveryInputs {
     outbox: Outbox,
     notices: Notices,
     orders: mpsc::Receiver<Order>,
 }
 
-/// Runs delivery until `stop` or until the queue is gone, and reports its end.
-async fn run_delivery(
-    delivery: DeliveryTask,
-    DeliverySources { outbox, notices, orders }: DeliverySources,
-    lost: oneshot::Sender<()>,
-    finish: CancellationToken,
-    stop: CancellationToken,
+/// Spawns the delivery task. The receiver fires when it has ended, which it does
+/// at `stop` or when the queue is gone.
+fn spawn_delivery(
+    inner: &GatewayInner,
+    instance: &Arc<GatewayInstance>,
+    DeliveryInputs { outbox, notices, orders }: DeliveryInputs,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> oneshot::Receiver<()> {
+    let config = &instance.config;
+    let acting = Arc::clone(instance);
+    let delivery = DeliveryTask::new(Dispatcher {
+        bus: instance.bus.clone(),
+        gateway: instance.gateway.clone(),
+        terms: Terms { ack_wait: config.ack_wait, sends_max: config.max_sends },
+        desk: instance.desk.clone(),
+        orders: instance.orders.clone(),
+        tasks: tasks.clone(),
+        may_act: Box::new(move || acting.may_act()),
+    });
+    let (lost, queue_lost) = oneshot::channel();
+    let (finish, stop) = (inner.finish.clone(), stop.clone());
+    tasks.spawn(async move {
+        if let Err(error) = delivery.run(outbox, notices, orders, stop).await
+            && !finish.is_cancelled()
+        {
+            // The incarnation was declared gone, and its queue was taken over.
+            warn!(error = %chain(&error), "the gateway's queue is gone");
+        }
+        lost.send(()).ok(); // the receiver is gone when the incarnation has ended
+    });
+    queue_lost
+}
+
+/// Spawns the task that records outcomes. The incarnation ends with it: without
+/// recorded outcomes nothing is acknowledged.
+fn spawn_recording(
+    instance: &GatewayInstance,
+    settled: mpsc::UnboundedReceiver<Arc<Entry>>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
 ) {
-    if let Err(error) = delivery.run(outbox, notices, orders, stop).await
-        && !finish.is_cancelled()
-    {
-        // The incarnation was declared gone, and its queue was taken over.
-        warn!(error = %chain(&error), "the gateway's queue is gone");
-    }
-    lost.send(()).ok(); // the receiver is gone when the incarnation has ended
+    let (bus, gateway) = (instance.bus.clone(), instance.gateway.clone());
+    let metrics = instance.metrics.clone();
+    let recording = outcomes::record_settled(bus, gateway, settled, metrics, stop.clone());
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        let _stop = stop.drop_guard();
+        recording.await;
+    });
 }

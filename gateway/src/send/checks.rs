@@ -24,7 +24,7 @@ use qiyu_schema::{AppId, ClientMsgId, MsgId, Partition, RoomId, UserId};
 use super::{content::ContentObjection, request::SendRequest};
 use crate::{frame::RefusalCode, rate_limit::RateLimits};
 
-/// What becomes of a request that passed its checks.
+/// The further course of a request that passed its checks.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Admission {
     /// It is appended to the log.
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sender_outside_the_room_hears_that_before_everything_else() {
+    async fn a_sender_outside_the_room_is_told_so_before_all_else() {
         let all = ["inside", "not muted", "lease", "partition", "room rate", "content"];
         let (checked, made) = check(&to_room(), &all).await;
         assert_eq!(checked, refused(RefusalCode::NotInRoom));

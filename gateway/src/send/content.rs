@@ -163,7 +163,7 @@ impl ContentChecker {
             Err(error) => {
                 self.metrics.content_checks_failed.inc();
                 let policy = self.config.webhook_failure_policy;
-                warn!(error = %chain(&error), ?policy, "content webhook gave no answer");
+                warn!(error = %chain(&error), ?policy, "content webhook failed");
                 match policy {
                     WebhookFailurePolicy::Accept => Ok(()),
                     WebhookFailurePolicy::Refuse => Err(ContentObjection::Unknown),
@@ -185,12 +185,12 @@ impl ContentChecker {
             match read_words(path) {
                 Ok(words) => {
                     let patterns = words.as_ref().map_or(0, |w| w.matcher.patterns_len());
-                    info!(path = %path.display(), words = patterns, "words read anew");
+                    info!(path = %path.display(), words = patterns, "words reloaded");
                     *self.words.write() = words.map(Arc::new);
                     failure_logged = false;
                 }
                 Err(error) if !failure_logged => {
-                    error!(error = %chain(&error), "words not read anew, the old ones still hold");
+                    error!(error = %chain(&error), "words not reloaded, the old ones stay in force");
                     failure_logged = true; // once, not every two seconds
                 }
                 Err(_) => {}

@@ -2,7 +2,7 @@
 //! deduplication key. No I/O.
 
 use qiyu_schema::{
-    AppId, ClientMsgId, Incarnation, RoomId, UserId,
+    AppId, ClientMsgId, ConnId, Incarnation, RoomId, UserId,
     event::{Event, Sender},
     subject::{self, RoomKind},
 };
@@ -15,7 +15,7 @@ use crate::session::identity::ClientIdentity;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FrameOrigin<'a> {
     pub(crate) gateway: &'a Incarnation,
-    pub(crate) connection: qiyu_schema::ConnId,
+    pub(crate) connection: ConnId,
     /// The number of the stored business frame on its connection, from 1.
     pub(crate) number: u64,
     pub(crate) identity: &'a ClientIdentity,
@@ -110,7 +110,7 @@ pub(crate) fn build_content_refused(
 fn room_data(identity: &ClientIdentity, room: RoomId, text: &RoomText, created_ms: u64) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
-    struct Data<'a> {
+    struct RoomData<'a> {
         user_id: UserId,
         room_id: RoomId,
         #[serde(rename = "type")]
@@ -120,7 +120,7 @@ fn room_data(identity: &ClientIdentity, room: RoomId, text: &RoomText, created_m
         sender_avatar: &'a str,
         create_time: u64,
     }
-    let data = Data {
+    let data = RoomData {
         user_id: identity.user,
         room_id: room,
         kind: text.kind,
@@ -136,14 +136,14 @@ fn room_data(identity: &ClientIdentity, room: RoomId, text: &RoomText, created_m
 fn direct_data(identity: &ClientIdentity, content: &str, created_ms: u64) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
-    struct Data<'a> {
+    struct DirectData<'a> {
         sender_id: UserId,
         content: &'a str,
         sender_name: &'a str,
         sender_avatar: &'a str,
         create_time: u64,
     }
-    let data = Data {
+    let data = DirectData {
         sender_id: identity.user,
         content,
         sender_name: &identity.nick_name,
@@ -168,7 +168,7 @@ mod tests {
 
     fn with_origin<T>(number: u64, then: impl FnOnce(FrameOrigin<'_>) -> T) -> T {
         let gateway = Incarnation { id: "gw-1".parse().unwrap(), epoch: 17 };
-        let connection = qiyu_schema::ConnId(std::num::NonZeroU64::new(3).unwrap());
+        let connection = ConnId(std::num::NonZeroU64::new(3).unwrap());
         let identity = identity();
         then(FrameOrigin { gateway: &gateway, connection, number, identity: &identity })
     }

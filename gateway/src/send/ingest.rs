@@ -1,5 +1,5 @@
-//! Handling a send: checks, then one append to the log, whose confirmation is
-//! the receipt.
+//! Handling a send: checks, then one append to the log. The log's confirmation
+//! is the receipt.
 
 use std::time::Duration;
 
@@ -83,22 +83,25 @@ pub(crate) async fn handle_send(
     let trace_context = appending.trace_context();
     let appended =
         instance.bus.append_traced(subject, &record, &key, deadline, trace_context.as_ref());
-    match appended.await {
-        Ok(appended) => {
-            let msg_id = appended.msg_id;
-            appending.set_attribute("qiyu.msg_id", || msg_id.to_string());
-            instance.metrics.append_duration_seconds.observe(append_started.elapsed());
-            debug!(%msg_id, room = room.map(field::display), %partition, "message stored");
-            Ok(Some(msg_id))
-        }
-        Err(error @ AppendError::Refused { .. }) => {
-            warn!(error = %chain(&error), connection = %connection.id, "message refused by the log");
-            Err(RefusalCode::NotStored)
-        }
+    let msg_id = match appended.await {
+        Ok(appended) => appended.msg_id,
         Err(error) => {
-            debug!(error = %chain(&error), connection = %connection.id, "message not stored in time");
-            Err(RefusalCode::NotStored)
+            log_append_error(&error, connection);
+            return Err(RefusalCode::NotStored);
         }
+    };
+    appending.set_attribute("qiyu.msg_id", || msg_id.to_string());
+    instance.metrics.append_duration_seconds.observe(append_started.elapsed());
+    debug!(%msg_id, room = room.map(field::display), %partition, "message stored");
+    Ok(Some(msg_id))
+}
+
+fn log_append_error(error: &AppendError, connection: &Connection) {
+    let connection = connection.id;
+    if matches!(error, AppendError::Refused { .. }) {
+        warn!(error = %chain(error), %connection, "message refused by the log");
+    } else {
+        debug!(error = %chain(error), %connection, "message not stored in time");
     }
 }
 

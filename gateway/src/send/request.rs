@@ -1,14 +1,14 @@
 //! Parsing a business frame into a [`SendRequest`]. No I/O.
 //!
-//! The sender is the connection's identity; what a frame claims about its
-//! sender is not used.
+//! The sender is the connection's identity. A frame's own fields about its
+//! sender are not used.
 
 use qiyu_schema::{AppId, ClientMsgId, Partition, RoomId, UserId};
 use serde::Deserialize;
 
 use crate::frame::{BusinessBody, RefusalCode, biz, object, optional_number_or_digits};
 
-/// A business frame whose form is right.
+/// A business frame with a valid form.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum SendRequest {
     /// A message to a room.
@@ -22,7 +22,7 @@ pub(crate) enum SendRequest {
 }
 
 impl SendRequest {
-    /// Returns the text that people will read, which is what content checks look at.
+    /// Returns the text that people will read, which content checks look at.
     pub(crate) fn content(&self) -> Option<&str> {
         match self {
             Self::Room { text, .. } => Some(&text.content),
@@ -124,7 +124,7 @@ fn parse_request(body: BusinessBody) -> Result<SendRequest, RefusalCode> {
         biz::LIKES => parse_like(&data?),
         code if biz::INTEGRATORS.contains(&code) => {
             let data = data?;
-            let target: Target = object(&data).map_err(|_| RefusalCode::Unreadable)?;
+            let target: TargetIds = object(&data).map_err(|_| RefusalCode::Unreadable)?;
             Ok(SendRequest::Business { to: target.addressee()?, biz_code, data })
         }
         _ => Err(RefusalCode::NotRouted),
@@ -133,14 +133,14 @@ fn parse_request(body: BusinessBody) -> Result<SendRequest, RefusalCode> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Target {
+struct TargetIds {
     #[serde(default, deserialize_with = "optional_number_or_digits")]
     room_id: Option<u64>,
     #[serde(default, deserialize_with = "optional_number_or_digits")]
     object_id: Option<u64>,
 }
 
-impl Target {
+impl TargetIds {
     /// Returns the addressee. A room takes precedence: a direct message is one
     /// without a room.
     fn addressee(&self) -> Result<Addressee, RefusalCode> {
@@ -157,7 +157,7 @@ fn parse_chat(data: &str) -> Result<SendRequest, RefusalCode> {
     #[derive(Deserialize)]
     struct Chat {
         #[serde(flatten)]
-        target: Target,
+        target: TargetIds,
         #[serde(default, rename = "type")]
         kind: Option<i64>,
         content: String,

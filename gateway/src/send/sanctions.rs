@@ -79,7 +79,7 @@ pub(crate) struct SanctionChange {
 
 impl SanctionChange {
     fn between(before: &SanctionEntry, after: &SanctionEntry, now_ms: u64) -> Self {
-        let id = |taken: &Option<Sanction>| taken.as_ref().map(|taken| taken.msg_id);
+        let id = |sanction: &Option<Sanction>| sanction.as_ref().map(|sanction| sanction.msg_id);
         let newer = |a: Option<MsgId>, b: Option<MsgId>| a < b;
         let banned = after.ban.clone().filter(|ban| ban.holds(now_ms));
         let mute = after.mute.clone().filter(|mute| mute.holds(now_ms));
@@ -136,16 +136,16 @@ mod tests {
 
     use super::*;
 
-    fn taken(seq: u64, until_ms: Option<u64>) -> Sanction {
+    fn sanction(seq: u64, until_ms: Option<u64>) -> Sanction {
         Sanction { msg_id: MsgId::at(seq), at_ms: 0, until_ms, reason: String::new(), by: None }
     }
 
     fn entry(steps: &[(SanctionKind, Option<Sanction>, u64)]) -> SanctionEntry {
         let mut entry = SanctionEntry::default();
-        for (sanction, taken, seq) in steps {
-            match taken {
-                Some(taken) => entry.take(*sanction, taken.clone()),
-                None => entry.lift(*sanction, MsgId::at(*seq)),
+        for (kind, sanction, seq) in steps {
+            match sanction {
+                Some(sanction) => entry.take(*kind, sanction.clone()),
+                None => entry.lift(*kind, MsgId::at(*seq)),
             };
         }
         entry
@@ -154,15 +154,16 @@ mod tests {
     #[test]
     fn a_change_holds_only_sanctions_that_are_new_and_in_force() {
         use SanctionKind::{Ban, Kick, Mute};
-        let (none, mute, ban) = (SanctionEntry::default(), taken(1, None), taken(2, Some(100)));
+        let (none, mute, ban) =
+            (SanctionEntry::default(), sanction(1, None), sanction(2, Some(100)));
         let muted = entry(&[(Mute, Some(mute.clone()), 1)]);
         let unmuted = entry(&[(Mute, Some(mute.clone()), 1), (Mute, None, 2)]);
         let banned = entry(&[(Mute, Some(mute.clone()), 1), (Ban, Some(ban.clone()), 2)]);
-        let kicked = entry(&[(Kick, Some(taken(3, None)), 3)]);
-        let kicked_again = entry(&[(Kick, Some(taken(4, None)), 4)]);
+        let kicked = entry(&[(Kick, Some(sanction(3, None)), 3)]);
+        let kicked_again = entry(&[(Kick, Some(sanction(4, None)), 4)]);
         let no_change = SanctionChange::default;
         let mute_change = |mute| SanctionChange { mute: Some(mute), ..no_change() };
-        let kick = |seq| SanctionChange { kicked: Some(taken(seq, None)), ..no_change() };
+        let kick = |seq| SanctionChange { kicked: Some(sanction(seq, None)), ..no_change() };
         for (before, after, expected) in [
             (&none, &none, no_change()),
             (&none, &muted, mute_change(Some(mute))),

@@ -1,4 +1,4 @@
-//! Departure: what the gateway does when a connection logs out or ends.
+//! Departure: the steps after a logout and after the end of a connection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,17 +39,17 @@ impl GatewayInstance {
 
     /// Removes a connection that has ended, and appends its departure to the log
     /// in the background. Exactly one departure follows each login.
-    pub(crate) fn depart(self: &Arc<Self>, connection: &Arc<Connection>, ending: DisconnectReason) {
+    pub(crate) fn depart(self: &Arc<Self>, connection: &Arc<Connection>, reason: DisconnectReason) {
         if !self.registry.remove(connection.id) {
             return;
         }
         self.metrics.connections.dec();
-        self.metrics.ended.get_or_create(&ending.into()).inc();
+        self.metrics.ended.get_or_create(&reason.into()).inc();
         let (instance, connection) = (Arc::clone(self), Arc::clone(connection));
-        self.tasks.spawn(async move { instance.append_departure(&connection, ending).await });
+        self.tasks.spawn(async move { instance.append_departure(&connection, reason).await });
     }
 
-    async fn append_departure(&self, connection: &Connection, ending: DisconnectReason) {
+    async fn append_departure(&self, connection: &Connection, reason: DisconnectReason) {
         let (app, user, id) = (connection.identity.app, connection.identity.user, connection.id);
         let room = connection.room();
         let heard = self.stop_delivery(id).await;
@@ -57,7 +57,7 @@ impl GatewayInstance {
             let change = MemberChange::Left { connection: id, user, last_seen: heard };
             self.membership.change_member(app, room, change)
         });
-        let change = SessionChange::Offline { connection: id, user, reason: ending };
+        let change = SessionChange::Offline { connection: id, user, reason };
         let offline = self.membership.change_session(app, user, change);
         let session = self.session(connection, room);
         if let Err(error) = self.sessions.remove(app, user, &session).await {

@@ -260,7 +260,7 @@ impl GatewayInstance {
         }
     }
 
-    /// Removes the session of an admitted login whose client is gone.
+    /// Removes the session of an admitted login after its client has gone.
     pub(crate) async fn abandon_login(&self, admitted: AdmittedLogin) {
         let identity = &admitted.connection.identity;
         let left = self.sessions.remove(identity.app, identity.user, &admitted.session).await;

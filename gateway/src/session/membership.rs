@@ -113,7 +113,7 @@ impl MembershipWriter {
         self.submit(partition, BatchKey::Room(app, room), Change::Member(change))
     }
 
-    /// Appends the begin or the end of a session of `user`, or what it has read.
+    /// Appends the begin or the end of a session of `user`, or the messages it read.
     pub(crate) fn change_session(
         &self,
         app: AppId,
@@ -180,7 +180,7 @@ impl MembershipWriter {
     }
 
     /// Appends until it is stored: a lost leave would leave a member behind for
-    /// ever, and a join whose login has timed out is followed by its leave.
+    /// ever, and the join of a login that timed out is followed by its leave.
     async fn append(&self, subject: String, record: &Record, key: &str) -> Option<MsgId> {
         loop {
             let bus = &self.0.bus;

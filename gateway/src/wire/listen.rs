@@ -20,7 +20,7 @@ use super::{
     upgrade::{self, UpgradeError},
 };
 use crate::{
-    frame::{self, Body, InFrame, LoginBody, Reply, Transport, code},
+    frame::{self, Body, ClientFrame, LoginBody, Reply, Transport, code},
     gateway::inner::GatewayInner,
     instance::GatewayInstance,
     session::login::{AdmittedLogin, LoginRequest},
@@ -72,7 +72,7 @@ pub(crate) async fn accept(
     }
 }
 
-/// A client whose login was admitted by an incarnation.
+/// A client with a login that an incarnation admitted.
 struct AdmittedClient {
     instance: Arc<GatewayInstance>,
     login: AdmittedLogin,
@@ -213,7 +213,7 @@ async fn read_first_frame(
     stream: &mut TcpStream,
     input: &mut BytesMut,
     body_bytes_max: usize,
-) -> std::io::Result<InFrame> {
+) -> std::io::Result<ClientFrame> {
     loop {
         if let Some(frame) =
             frame::parse_tcp(input, body_bytes_max).map_err(std::io::Error::other)?

@@ -24,7 +24,7 @@ use tracing::{debug, warn};
 use super::upgrade::{self, UpgradeError};
 use crate::{
     close::CloseReason,
-    frame::{self, Body, BusinessBody, EncodedMessage, InFrame, RefusalCode, Reply, biz, code},
+    frame::{self, Body, BusinessBody, ClientFrame, EncodedMessage, RefusalCode, Reply, biz, code},
 };
 
 /// Viewers at once at most: each has a playback of its own.
@@ -222,7 +222,7 @@ impl Viewer {
                 return Ok(Flow::Continue);
             }
         };
-        let Ok(InFrame { code, body }) = frame::parse_ws(&text, FRAME_BYTES_MAX) else {
+        let Ok(ClientFrame { code, body }) = frame::parse_ws(&text, FRAME_BYTES_MAX) else {
             return self.end(CloseReason::BadFraming("".into())).await;
         };
         let confirmation = Reply::to(self.app, self.user, "true");
@@ -239,7 +239,7 @@ impl Viewer {
                     Body::Text(text) => frame::object::<BusinessBody>(text).ok(),
                     Body::Unreadable => None,
                 };
-                // A recording takes no messages, whatever their bizCode.
+                // A recording takes no messages of any bizCode.
                 let refusal = match body {
                     Some(_) => RefusalCode::NotRouted,
                     None => RefusalCode::Unreadable,

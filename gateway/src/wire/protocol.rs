@@ -14,10 +14,10 @@ use tracing::debug;
 
 use crate::{
     close::CloseReason,
-    frame::{self, BadFrame, InFrame},
+    frame::{self, ClientFrame, FrameError},
 };
 
-/// Bytes of a WebSocket message at most, whatever its body: escaping can double it.
+/// Bytes of a WebSocket message at most: escaping can double a body's bytes.
 const WS_MESSAGE_BYTES_MAX: usize = 128 * 1024;
 /// Bytes of input buffer. Tungstenite's default of 128 KiB would be the cost of
 /// an idle connection.
@@ -39,7 +39,7 @@ pub(crate) enum Protocol {
 pub(crate) enum Input {
     /// No complete frame is there at the moment.
     Empty,
-    Frame(InFrame),
+    Frame(ClientFrame),
     /// A sign of life without meaning: a ping, a pong.
     KeepAlive,
     /// The peer is gone, or has closed.
@@ -125,7 +125,7 @@ fn next_ws(
     let input = match context.read(&mut pipe) {
         Ok(WsMessage::Text(text)) => match frame::parse_ws(&text, body_bytes_max) {
             Ok(frame) => Input::Frame(frame),
-            Err(BadFrame::TooLarge) => Input::Violation(CloseReason::BodyTooLarge),
+            Err(FrameError::TooLarge) => Input::Violation(CloseReason::BodyTooLarge),
             Err(error) => bad_framing(&error),
         },
         Ok(WsMessage::Binary(_)) => Input::Violation(CloseReason::BinaryFrame),

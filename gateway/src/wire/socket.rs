@@ -19,7 +19,7 @@ use super::protocol::{Input, Protocol};
 use crate::{
     close::CloseReason,
     delivery::connection::Connection,
-    frame::{self, AckBody, Body, InFrame, RefusalCode, Reply, Transport, code},
+    frame::{self, AckBody, Body, ClientFrame, RefusalCode, Reply, Transport, code},
     instance::GatewayInstance,
     send::queue::SendQueue,
 };
@@ -31,7 +31,7 @@ const WAKEUPS_BETWEEN_READS: u8 = 8;
 const ACKS_PER_FRAME_MAX: usize = 1000;
 /// Frames read before other tasks get a turn.
 const FRAMES_PER_TURN_MAX: usize = 64;
-/// How long a peer may take no byte of what is written to it.
+/// How long a peer may take no byte of the output.
 const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a peer may take to answer a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -87,18 +87,18 @@ impl Socket {
     /// Runs until the connection has ended, then appends its departure.
     pub(crate) async fn run(mut self) {
         // Input that followed the login is in a buffer, not in the socket.
-        let mut ending = self.read().err();
-        while ending.is_none() {
-            ending = self.turn().await.err();
+        let mut ended = self.read().err();
+        while ended.is_none() {
+            ended = self.turn().await.err();
         }
         let close = self.connection.closing();
-        let ending = close.as_ref().map(CloseReason::ending).or(ending);
-        let ending = ending.unwrap_or(DisconnectReason::Disconnect);
+        let reason = close.as_ref().map(CloseReason::disconnect_reason).or(ended);
+        let reason = reason.unwrap_or(DisconnectReason::Disconnect);
         let may_reconnect = close.is_none_or(|close| close.may_reconnect());
         let user = self.connection.identity.user;
-        debug!(connection = %self.connection.id, %user, reason = ?ending, may_reconnect, "ended");
+        debug!(connection = %self.connection.id, %user, ?reason, may_reconnect, "connection ended");
         self.connection.abandon();
-        self.instance.depart(&self.connection, ending);
+        self.instance.depart(&self.connection, reason);
     }
 
     /// Writes the output, then waits for one event.
@@ -179,9 +179,10 @@ impl Socket {
                 if self.out.capacity() > IDLE_OUT_BYTES_MAX {
                     self.out = BytesMut::new();
                 }
-                let delivery = &self.instance.metrics.delivery_duration_seconds;
+                let metrics = &self.instance.metrics;
                 for accepted_ms in self.accepted_ms.drain(..) {
-                    delivery.observe_since(accepted_ms, qiyu_nats::now_ms());
+                    let now_ms = qiyu_nats::now_ms();
+                    metrics.delivery_duration_seconds.observe_since(accepted_ms, now_ms);
                 }
                 return Ok(());
             }
@@ -258,7 +259,7 @@ impl Socket {
         Ok(())
     }
 
-    fn handle(&mut self, frame: InFrame) {
+    fn handle(&mut self, frame: ClientFrame) {
         let (app, user) = (self.connection.identity.app, self.connection.identity.user);
         let text = |body: Body| match body {
             Body::Text(text) => Some(text),

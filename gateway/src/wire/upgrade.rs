@@ -144,7 +144,7 @@ fn check(
     }
     let mut response = create_response(request).map_err(|_| StatusCode::BAD_REQUEST)?;
     let offered = offered_token(request);
-    let Target { token, user, room } = target(request.uri().path())?;
+    let UpgradePath { token, user, room } = parse_path(request.uri().path())?;
     let token = match (token.as_str(), offered) {
         ("-", Some(token)) => token,
         ("-", None) => return Err(StatusCode::UNAUTHORIZED.into()),
@@ -184,14 +184,14 @@ fn offered_token(request: &Request<()>) -> Option<String> {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Target {
+struct UpgradePath {
     token: String,
     user: UserId,
     room: Option<RoomId>,
 }
 
 /// Parses the path `/{token}/{userId}[/{code}[/{roomId}]]`.
-fn target(path: &str) -> Result<Target, StatusCode> {
+fn parse_path(path: &str) -> Result<UpgradePath, StatusCode> {
     let bad = StatusCode::BAD_REQUEST;
     let segments: Vec<String> = path
         .strip_prefix('/')
@@ -217,7 +217,7 @@ fn target(path: &str) -> Result<Target, StatusCode> {
         (Some(ENTER_ROOM), None) => return Err(bad),
         _ => None,
     };
-    Ok(Target { token: token.clone(), user, room })
+    Ok(UpgradePath { token: token.clone(), user, room })
 }
 
 fn last_msg_id(query: Option<&str>) -> Result<Option<MsgId>, StatusCode> {
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_path_names_ticket_user_and_room() {
         let (user, room): (UserId, RoomId) = ("11113".parse().unwrap(), "7".parse().unwrap());
-        let to = |token: &str, room| Ok(Target { token: token.into(), user, room });
+        let to = |token: &str, room| Ok(UpgradePath { token: token.into(), user, room });
         let bad = || Err(StatusCode::BAD_REQUEST);
         for (path, expected) in [
             ("/t/11113/1001/7", to("t", Some(room))),
@@ -304,7 +304,7 @@ mod tests {
             ("/t", bad()),
             ("/", bad()),
         ] {
-            assert_eq!(target(path), expected, "{path}");
+            assert_eq!(parse_path(path), expected, "{path}");
         }
     }
 
