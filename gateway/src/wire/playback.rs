@@ -67,10 +67,10 @@ pub struct Playback {
 
 /// A source of recorded rooms.
 pub trait Recording: Send + Sync + 'static {
-    /// Starts a playback of `room` after the message `after`, or from its
+    /// Opens a playback of `room` after the message `after`, or from its
     /// beginning. It ends early when the receiver is dropped. Returns `None` if
     /// there is no such room.
-    fn play(
+    fn open(
         &self,
         room: RoomId,
         after: Option<MsgId>,
@@ -125,7 +125,7 @@ async fn serve_viewer<R: Recording>(
     let Some(room) = request.room else {
         return upgrade::refuse(&mut stream, StatusCode::NOT_FOUND).await;
     };
-    let Some(playback) = recording.play(room, request.last_msg_id).await else {
+    let Some(playback) = recording.open(room, request.last_msg_id).await else {
         return upgrade::refuse(&mut stream, StatusCode::NOT_FOUND).await;
     };
     if upgrade::accept(&mut stream, &request).await.is_err() {
