@@ -13,7 +13,7 @@ use std::{
 /// Crates that meet in commands and events only.
 const SERVICES: [&str; 4] = ["api", "fanout", "gateway", "living"];
 /// What every service may build on.
-const GROUND: [&str; 3] = ["schema", "nats", "presence"];
+const GROUND: [&str; 4] = ["schema", "runtime", "nats", "presence"];
 /// What is not the project's, whoever put it here.
 const NOT_OURS: [&str; 2] = ["target", "data"];
 const README_LINES_MAX: usize = 200;
@@ -23,10 +23,15 @@ const ARCHITECTURE_LINES_MAX: usize = 400;
 fn crates_import_only_what_lies_below_them() {
     let mut below: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     below.insert("schema", BTreeSet::new());
-    below.insert("nats", ["schema"].into());
-    below.insert("presence", ["schema", "nats"].into());
+    below.insert("runtime", BTreeSet::new());
+    below.insert("nats", ["schema", "runtime"].into());
+    below.insert("presence", ["schema", "runtime", "nats"].into());
+    below.insert("database", BTreeSet::new());
     for service in SERVICES {
         below.insert(service, GROUND.into());
+    }
+    for with_tables in ["api", "living"] {
+        below.entry(with_tables).or_default().insert("database");
     }
     let explain = ["database", "runtime", "fanout", "gateway", "living"];
     below.insert("explain", GROUND.into_iter().chain(explain).collect());
@@ -153,7 +158,8 @@ fn every_metric_is_touched() {
     let mut untouched = Vec::new();
     for (path, text) in sources.iter().filter(|(path, _)| path.ends_with("src/metrics.rs")) {
         let (folder, _) = path.split_once('/').unwrap();
-        let (_, after) = text.split_once("struct Metrics {").unwrap();
+        // runtime/ holds the macro that declares metrics, and none of its own.
+        let Some((_, after)) = text.split_once("struct Metrics {") else { continue };
         let (fields, _) = after.split_once("\n}").unwrap();
         let name = |line: &str| {
             let line = line.trim().trim_start_matches("pub(crate) ");

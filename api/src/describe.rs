@@ -1,4 +1,4 @@
-//! `/openapi.json`: what the routes themselves say about them.
+//! `/openapi.json`: the description, which the routes carry themselves.
 
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use utoipa::{
     },
 };
 
-use crate::{edge::Edge, identity::COOKIE};
+use crate::identity::COOKIE;
 
-/// What is true of all of them.
+/// The description of the API as a whole.
 #[derive(OpenApi)]
 #[openapi(
     info(
@@ -39,18 +39,19 @@ use crate::{edge::Edge, identity::COOKIE};
         (name = "server", description = "For integrators; off without QIYU_API_KEY"),
         (name = "operators", description = "How it is, on the same port"),
     ),
-    modifiers(&Doors, &Operators),
+    modifiers(&SecuritySchemes, &OperatorEndpoints),
 )]
 pub(crate) struct Description;
 
-/// How callers say who they are.
-struct Doors;
+/// Adds the ways in which a caller is identified.
+struct SecuritySchemes;
 
-impl Modify for Doors {
+impl Modify for SecuritySchemes {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         let components = openapi.components.get_or_insert_default();
-        let bearer = |what: &str| {
-            let http = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(what));
+        let bearer = |description: &str| {
+            let http = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+            let http = http.description(Some(description));
             SecurityScheme::Http(http.build())
         };
         components.add_security_scheme(
@@ -63,10 +64,10 @@ impl Modify for Doors {
     }
 }
 
-/// What the program answers beside this crate, and the description itself.
-struct Operators;
+/// Adds the endpoints that the program serves beside this crate, and the description itself.
+struct OperatorEndpoints;
 
-impl Modify for Operators {
+impl Modify for OperatorEndpoints {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         for (path, summary, statuses) in [
             ("/healthz", "Whether the process lives", &["200"][..]),
@@ -74,24 +75,24 @@ impl Modify for Operators {
             ("/metrics", "Everything it counts, as OpenMetrics text", &["200"]),
             ("/openapi.json", "This description", &["200"]),
         ] {
-            let answers = statuses.iter().map(|status| {
-                let said = if *status == "200" { "Yes" } else { "No" };
-                (*status, ResponseBuilder::new().description(said).build())
+            let responses = statuses.iter().map(|status| {
+                let description = if *status == "200" { "Yes" } else { "No" };
+                (*status, ResponseBuilder::new().description(description).build())
             });
             let operation = OperationBuilder::new()
                 .tag("operators")
                 .summary(Some(summary))
-                .responses(ResponsesBuilder::new().responses_from_iter(answers).build());
+                .responses(ResponsesBuilder::new().responses_from_iter(responses).build());
             openapi.paths.add_path_operation(path, vec![HttpMethod::Get], operation.build());
         }
     }
 }
 
-/// Serves the description, encoded once.
-pub(crate) fn described(
-    router: Router<Arc<Edge>>,
+/// Adds the route of the description, which is encoded once.
+pub(crate) fn serve_description<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
     api: &utoipa::openapi::OpenApi,
-) -> Router<Arc<Edge>> {
+) -> Router<S> {
     let json = api.to_json().expect("a description encodes");
     let json: Arc<str> = json.into();
     router.route(

@@ -1,34 +1,41 @@
-//! The HTTP edge and the page.
+//! The HTTP API and the page.
 //!
-//! **Owns** who a request comes from, the words and codes of every answer,
-//! people's names and pictures, the tickets for an IM connection, the page.
+//! **Owns** the identity of a request's sender, the texts and codes of every response, the names
+//! and pictures of users, the tickets for a gateway connection, and the page.
 //!
-//! **Never** decides about a room: it asks `living`. Never answers with an
-//! error's own words.
+//! **Never** decides about a room: it sends commands to `living`. Never puts the text of an
+//! internal error into a response.
 //!
-//! **Reads** the gateways' leases and users' sessions, through `presence`.
+//! **Reads** the gateways' leases and the users' sessions, through `presence`.
 //!
-//! **Writes** table `t_user`; `im.in.….msg` on behalf of integrators; pages that were read in
-//! `IM_LEDGER`; asks `qiyu.living`; answers `qiyu.server`.
+//! **Writes** table `t_user`; `im.in.….msg` on behalf of integrators; pages that were read, in
+//! `IM_LEDGER`. Sends commands to `qiyu.living` and answers `qiyu.server`.
 //!
-//! **Start at** [`edge`] (what a request passes), then [`routes`] and [`server`].
+//! **Start at** [`router`] and [`guard`] (the steps of every request), then [`routes`] and
+//! [`server`].
 
-mod answer;
-mod database;
+mod caller;
+mod context;
 mod describe;
-mod edge;
+mod guard;
 mod identity;
+mod jwks;
 mod messages;
 mod metrics;
 mod origins;
 mod page;
+mod page_reads;
 mod params;
 mod profile;
-mod rate;
-mod reads;
+mod response;
+mod route_label;
+mod router;
 mod routes;
+mod security_headers;
 mod server;
 mod service;
+mod texts;
+mod ticket;
 
 pub use identity::KeyError;
 pub use page::page_router;

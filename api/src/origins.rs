@@ -1,27 +1,27 @@
-//! Pages of other sites that may use the routes: those of `QIYU_ORIGINS`, which
-//! may also open sockets.
+//! The origins of other sites whose pages may use the routes: those of `QIYU_ORIGINS`, whose pages
+//! may also open connections.
 
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// How long a browser may remember that a page is welcome: the most that Chromium does.
-const REMEMBERED: Duration = Duration::from_secs(2 * 3600);
+/// How long a browser may cache that an origin is allowed; Chromium's limit.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(2 * 3600);
 
-/// Sites other than our own whose pages are welcome.
+/// The allowed origins of other sites.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Origins {
     #[default]
     None,
     /// As browsers name them, `https://live.example.com`.
     Named(Vec<HeaderValue>),
-    /// Whoever wants, but without our cookies: they would let any page act as its visitor.
+    /// All origins, but without cookies: they would let any page act as its visitor.
     Any,
 }
 
 impl Origins {
-    /// `*` among them means all.
+    /// Parses the setting. `*` allows all origins.
     pub(crate) fn new(origins: &[String]) -> Self {
         if origins.iter().any(|origin| origin == "*") {
             return Self::Any;
@@ -33,17 +33,17 @@ impl Origins {
         }
     }
 
-    /// Whether its pages may do things with their visitors' cookies.
+    /// Returns whether pages of the origin may send their visitors' cookies.
     pub(crate) fn trusts(&self, origin: &HeaderValue) -> bool {
         matches!(self, Self::Named(named) if named.contains(origin))
     }
 
-    /// What tells browsers so; `None`: nothing has to, which is what they assume.
+    /// Returns the layer that adds CORS headers. `None`: browsers allow no other origin by default.
     pub(crate) fn layer(&self) -> Option<CorsLayer> {
         let layer = CorsLayer::new()
             .allow_methods([Method::GET, Method::POST])
             .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
-            .max_age(REMEMBERED);
+            .max_age(PREFLIGHT_MAX_AGE);
         match self {
             Self::None => None,
             Self::Named(named) => {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_who_is_named_is_trusted() {
+    fn only_a_named_origin_is_trusted() {
         let origins = |texts: &[&str]| {
             Origins::new(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
         };

@@ -1,4 +1,4 @@
-//! The page, out of the binary.
+//! The page, served from the binary.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -8,28 +8,28 @@ use std::{
 use axum::{
     Router,
     extract::{Path, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
 
-use crate::{answer::Refused, edge::PROTECTION};
+use crate::{response::ApiError, security_headers::security_headers};
 
 /// One file of the page.
-struct File {
+struct PageFile {
     name: &'static str,
     kind: &'static str,
     text: &'static str,
-    /// Changes with the text; the browser asks with it whether it has the newest.
+    /// The ETag: a hash of the text.
     tag: String,
 }
 
-static INDEX: LazyLock<File> = LazyLock::new(|| {
+static INDEX: LazyLock<PageFile> = LazyLock::new(|| {
     file("index.html", "text/html; charset=utf-8", include_str!("../page/index.html"))
 });
 
-static ASSETS: LazyLock<[File; 4]> = LazyLock::new(|| {
+static ASSETS: LazyLock<[PageFile; 4]> = LazyLock::new(|| {
     [
         file("page.js", "text/javascript; charset=utf-8", include_str!("../page/page.js")),
         file("page.css", "text/css; charset=utf-8", include_str!("../page/page.css")),
@@ -38,38 +38,36 @@ static ASSETS: LazyLock<[File; 4]> = LazyLock::new(|| {
     ]
 });
 
-/// The page alone, for whoever answers its questions in another way: `/` and
-/// what it loads.
+/// Makes a router of the page alone, `/` and its files, for a program that answers its requests in
+/// another way.
 pub fn page_router() -> Router {
     Router::new()
         .route("/", get(index))
         .route("/assets/{name}", get(asset))
-        .layer(middleware::from_fn(protected))
+        .layer(middleware::from_fn(add_security_headers))
 }
 
-async fn protected(request: Request, next: Next) -> Response {
+async fn add_security_headers(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
-    let headers = PROTECTION.map(|(name, value)| (name, HeaderValue::from_static(value)));
-    response.headers_mut().extend(headers);
+    response.headers_mut().extend(security_headers());
     response
 }
 
-/// The page itself.
+/// Serves the page.
 pub(crate) async fn index(headers: HeaderMap) -> Response {
-    served(&INDEX, &headers)
+    serve(&INDEX, &headers)
 }
 
-/// What the page loads.
+/// Serves a file of the page.
 pub(crate) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
     match ASSETS.iter().find(|file| file.name == name) {
-        Some(file) => served(file, &headers),
-        None => Refused::unknown_path().into_response(),
+        Some(file) => serve(file, &headers),
+        None => ApiError::unknown_path().into_response(),
     }
 }
 
-fn served(file: &File, headers: &HeaderMap) -> Response {
-    // Asked for every time, sent when it has changed: a new version of the
-    // server must not talk to an old page.
+fn serve(file: &PageFile, headers: &HeaderMap) -> Response {
+    // The browser revalidates each time: a new version of the server must not meet an old page.
     let common: [(HeaderName, String); 2] =
         [(header::CACHE_CONTROL, "no-cache".into()), (header::ETAG, file.tag.clone())];
     let asked = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
@@ -79,10 +77,10 @@ fn served(file: &File, headers: &HeaderMap) -> Response {
     (common, [(header::CONTENT_TYPE, file.kind)], file.text).into_response()
 }
 
-fn file(name: &'static str, kind: &'static str, text: &'static str) -> File {
+fn file(name: &'static str, kind: &'static str, text: &'static str) -> PageFile {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
-    File { name, kind, text, tag: format!("\"{:016x}\"", hasher.finish()) }
+    PageFile { name, kind, text, tag: format!("\"{:016x}\"", hasher.finish()) }
 }
 
 #[cfg(test)]
@@ -90,17 +88,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_browser_that_has_it_gets_nothing_again() {
+    fn an_unchanged_file_is_not_sent_again() {
         let mut headers = HeaderMap::new();
-        let first = served(&INDEX, &headers);
+        let first = serve(&INDEX, &headers);
         assert_eq!(first.status(), StatusCode::OK);
         headers.insert(header::IF_NONE_MATCH, first.headers()[header::ETAG].clone());
-        assert_eq!(served(&INDEX, &headers).status(), StatusCode::NOT_MODIFIED);
-        assert_eq!(served(&ASSETS[0], &headers).status(), StatusCode::OK);
+        assert_eq!(serve(&INDEX, &headers).status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(serve(&ASSETS[0], &headers).status(), StatusCode::OK);
     }
 
     #[test]
-    fn the_page_keeps_its_own_rules() {
+    fn the_page_has_no_inline_code_and_inserts_no_markup() {
         // The policy forbids inline code; the rest would let a message become markup.
         let html = INDEX.text;
         for tag in html.split("<script").skip(1) {

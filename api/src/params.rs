@@ -1,7 +1,7 @@
-//! A request's parameters, however they came: query, form fields or a JSON body.
+//! The parameters of a request, from the query, from form fields or from a JSON body.
 //!
-//! All three merged, the body over the query. Numbers stay text until somebody
-//! asks for one, so an id of 64 bits never passes through a float.
+//! All are merged, and the body wins. Numbers stay text until they are read, so an id of 64 bits
+//! never passes through a float.
 
 use std::{collections::HashMap, str::FromStr};
 
@@ -12,52 +12,54 @@ use axum::{
 };
 use serde_json::value::RawValue;
 
-use crate::answer::Refused;
+use crate::{response::ApiError, texts};
 
 /// The parameters of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Params(HashMap<String, String>);
 
-/// A parameter that is there, but is not what it should be.
+/// A parameter is present and cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
 impl Params {
-    /// As text. An empty one counts as absent: that is how forms say so.
+    /// Reads a text. An empty text counts as absent, because forms send absent values so.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|text| text.trim()).filter(|text| !text.is_empty())
     }
 
-    /// As whatever reads from text. `Ok(None)`: absent.
+    /// Reads a value of any type that parses from text. `Ok(None)`: absent.
     pub(crate) fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, Malformed> {
         self.text(name).map(|text| text.parse().map_err(|_| Malformed)).transpose()
     }
 
-    /// As an id that may be one nobody has: a whole number that cannot be an id
-    /// names nothing, but it is a number. `Ok(None)`: absent.
-    pub(crate) fn asked<T: TryFrom<u64>>(&self, name: &str) -> Result<Option<Asked<T>>, Malformed> {
+    /// Reads an id that may be outside the range of ids: such a number is well-formed, and no object
+    /// has it. `Ok(None)`: absent.
+    pub(crate) fn id<T: TryFrom<u64>>(
+        &self,
+        name: &str,
+    ) -> Result<Option<RequestedId<T>>, Malformed> {
         let number = self.parsed::<i128>(name)?;
         Ok(number.map(|number| {
             let id = u64::try_from(number).ok().and_then(|number| T::try_from(number).ok());
-            id.map_or(Asked::Nothing, Asked::Id)
+            id.map_or(RequestedId::Impossible, RequestedId::Valid)
         }))
     }
 }
 
-/// What an id in a request may name.
+/// An id in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked<T> {
-    /// Something that may exist.
-    Id(T),
-    /// A number no id has, like -1.
-    Nothing,
+pub(crate) enum RequestedId<T> {
+    Valid(T),
+    /// A number outside the range of ids, like -1.
+    Impossible,
 }
 
 impl<S: Send + Sync> FromRequest<S> for Params {
-    type Rejection = Refused;
+    type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
-        let unreadable = || Refused::parameter("参数格式错误");
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let unreadable = || ApiError::bad_parameter(texts::MALFORMED);
         let query = Query::<Vec<(String, String)>>::try_from_uri(request.uri());
         let Query(query) = query.map_err(|_| unreadable())?;
         let mut params: HashMap<_, _> = query.into_iter().collect();
@@ -73,7 +75,7 @@ impl<S: Send + Sync> FromRequest<S> for Params {
         if body.trim_ascii().is_empty() {
             return Ok(Self(params));
         }
-        // Any other kind of body is one a foreign page could send without asking.
+        // A page of another site could send any other type of body without a preflight request.
         if !json {
             return Err(unreadable());
         }
@@ -82,15 +84,15 @@ impl<S: Send + Sync> FromRequest<S> for Params {
     }
 }
 
-/// The media type, without its parameters.
+/// Returns the media type without its parameters.
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     (!media.is_empty()).then_some(media)
 }
 
-/// The fields of a JSON object as text; null counts as absent. An array or an
-/// object stays as it is written, which no number and no id reads from.
+/// Returns the fields of a JSON object as text; null counts as absent. An array or an object keeps
+/// its JSON text, which does not parse as a number or an id.
 fn json_fields(body: &[u8]) -> Result<Vec<(String, String)>, serde_json::Error> {
     let fields: HashMap<String, Box<RawValue>> = serde_json::from_slice(body)?;
     let mut texts = Vec::with_capacity(fields.len());
@@ -112,7 +114,7 @@ mod tests {
 
     use super::*;
 
-    async fn read(uri: &str, kind: Option<&str>, body: &str) -> Result<Params, Refused> {
+    async fn read(uri: &str, kind: Option<&str>, body: &str) -> Result<Params, ApiError> {
         let mut request = Request::builder().method("POST").uri(uri);
         if let Some(kind) = kind {
             request = request.header(header::CONTENT_TYPE, kind);
@@ -125,7 +127,7 @@ mod tests {
     const BIG: &str = "285608972927369217";
 
     #[tokio::test]
-    async fn every_way_of_sending_says_the_same() {
+    async fn a_parameter_is_read_alike_from_every_place() {
         let table = [
             (format!("/?userId={BIG}"), None, String::new()),
             ("/".into(), FORM, format!("userId={BIG}")),
@@ -144,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_number_is_not_made_one() {
+    async fn only_digits_are_read_as_a_number() {
         for body in [
             r#"{"userId":1e5}"#,
             r#"{"userId":12345.0}"#,
@@ -162,16 +164,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_room_may_be_asked_for_that_cannot_be() {
-        let asked = async |query: &str| {
+    async fn an_impossible_room_id_is_well_formed() {
+        let read_id = async |query: &str| {
             let params = read(&format!("/?roomId={query}"), None, "").await.unwrap();
-            params.asked::<RoomId>("roomId")
+            params.id::<RoomId>("roomId")
         };
-        assert_eq!(asked("7").await, Ok(Some(Asked::Id("7".parse().unwrap()))));
-        assert_eq!(asked("-1").await, Ok(Some(Asked::Nothing)));
-        assert_eq!(asked("0").await, Ok(Some(Asked::Nothing)));
-        assert_eq!(asked("").await, Ok(None));
-        assert_eq!(asked("x").await, Err(Malformed));
+        assert_eq!(read_id("7").await, Ok(Some(RequestedId::Valid("7".parse().unwrap()))));
+        assert_eq!(read_id("-1").await, Ok(Some(RequestedId::Impossible)));
+        assert_eq!(read_id("0").await, Ok(Some(RequestedId::Impossible)));
+        assert_eq!(read_id("").await, Ok(None));
+        assert_eq!(read_id("x").await, Err(Malformed));
     }
 
     #[tokio::test]
@@ -183,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_that_cannot_be_read_are_refused() {
+    async fn a_body_that_cannot_be_read_is_refused() {
         for (kind, body) in [
             (JSON, "{"),
             (JSON, "[1]"),
@@ -193,7 +195,7 @@ mod tests {
             (None, "a=1"),
         ] {
             let refused = read("/", kind, body).await.unwrap_err();
-            assert_eq!(refused, Refused::parameter("参数格式错误"), "{kind:?} {body}");
+            assert_eq!(refused, ApiError::bad_parameter("参数格式错误"), "{kind:?} {body}");
         }
     }
 }

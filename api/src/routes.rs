@@ -1,38 +1,35 @@
-//! The routes of the contract, one file each. All take POST, and each says
-//! beside its code what it takes and gives: that is the description served.
+//! The routes for users, one file each. All take POST.
+//!
+//! Each route has its description for `/openapi.json` beside its code.
 
 mod anchor_config;
 mod close_living;
 mod history;
-pub(crate) mod im_config;
+mod im_config;
 mod init_page;
 mod is_online;
 mod list_rooms;
 mod login;
-mod moderate;
 mod offline_pull;
+mod parameters;
+mod sanctions;
 mod start_living;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::DefaultBodyLimit, middleware, routing::get};
+use axum::{Router, extract::DefaultBodyLimit};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{
-    answer::Refused,
-    describe::{Description, described},
-    edge::{Edge, guard},
-    page, server,
-};
+use crate::{context::ApiContext, describe::Description, server};
 
-/// The longest body: no route outside [`server`] needs a tenth of it.
+/// The longest body. No route outside [`server`] needs a tenth of it.
 const BODY_BYTES_MAX: usize = 64 * 1024;
 /// The route that sets the cookie.
 pub(crate) const LOGIN: &str = "/user/login";
 
-/// Every route that is described, and its description.
-fn contract() -> (Router<Arc<Edge>>, utoipa::openapi::OpenApi) {
+/// Makes every described route, those for integrators included, and the description.
+pub(crate) fn described() -> (Router<Arc<ApiContext>>, utoipa::openapi::OpenApi) {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(login::login))
         .routes(routes!(init_page::init_page))
@@ -40,12 +37,12 @@ fn contract() -> (Router<Arc<Edge>>, utoipa::openapi::OpenApi) {
         .routes(routes!(close_living::close_living))
         .routes(routes!(anchor_config::anchor_config))
         .routes(routes!(list_rooms::list_rooms))
-        .routes(routes!(moderate::kick))
-        .routes(routes!(moderate::mute))
-        .routes(routes!(moderate::unmute))
-        .routes(routes!(moderate::ban))
-        .routes(routes!(moderate::unban))
-        .routes(routes!(moderate::measures))
+        .routes(routes!(sanctions::kick))
+        .routes(routes!(sanctions::mute))
+        .routes(routes!(sanctions::unmute))
+        .routes(routes!(sanctions::ban))
+        .routes(routes!(sanctions::unban))
+        .routes(routes!(sanctions::measures))
         .routes(routes!(im_config::im_config))
         .routes(routes!(history::history))
         .routes(routes!(offline_pull::offline_pull))
@@ -55,26 +52,9 @@ fn contract() -> (Router<Arc<Edge>>, utoipa::openapi::OpenApi) {
         .split_for_parts()
 }
 
-/// The paths that are described.
+/// Returns the paths of all described routes.
 pub(crate) fn paths() -> Vec<String> {
-    contract().1.paths.paths.into_keys().collect()
-}
-
-/// All of them, with what every request passes.
-pub(crate) fn router(edge: Arc<Edge>) -> Router {
-    let (contract, description) = contract();
-    let router = described(contract, &description)
-        .route("/", get(page::index))
-        .route("/assets/{name}", get(page::asset))
-        .fallback(async || Refused::unknown_path())
-        .method_not_allowed_fallback(async || Refused::wrong_method())
-        .layer(middleware::from_fn_with_state(Arc::clone(&edge), guard));
-    // Around the guard: what it refuses, a page may read too.
-    let router = match edge.origins.layer() {
-        Some(layer) => router.layer(layer),
-        None => router,
-    };
-    router.with_state(edge)
+    described().1.paths.paths.into_keys().collect()
 }
 
 #[cfg(test)]
@@ -84,24 +64,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_route_is_described_with_its_parameters_and_answers() {
-        let description = serde_json::to_value(contract().1).unwrap();
+    fn every_route_is_described_with_its_parameters_and_responses() {
+        let description = serde_json::to_value(described().1).unwrap();
         let paths = description["paths"].as_object().unwrap();
-        let (asked, told): (Vec<_>, Vec<_>) =
+        let (posts, gets): (Vec<_>, Vec<_>) =
             paths.iter().partition(|(_, item)| item["post"].is_object());
-        let told: Vec<_> = told.into_iter().map(|(path, _)| path.as_str()).collect();
-        assert_eq!(told, ["/healthz", "/metrics", "/openapi.json", "/readyz"]);
-        assert_eq!(asked.len(), 16 + 11);
+        let gets: Vec<_> = gets.into_iter().map(|(path, _)| path.as_str()).collect();
+        assert_eq!(gets, ["/healthz", "/metrics", "/openapi.json", "/readyz"]);
+        assert_eq!(posts.len(), 16 + 11);
         let schemas = description["components"]["schemas"].as_object().unwrap();
-        for (path, item) in asked {
+        for (path, item) in posts {
             let post = &item["post"];
             assert!(post["summary"].as_str().is_some_and(|text| !text.is_empty()), "{path}");
-            let answers = post["responses"].as_object().unwrap();
-            let reference = &answers["200"]["content"]["application/json"]["schema"]["$ref"];
+            let responses = post["responses"].as_object().unwrap();
+            let reference = &responses["200"]["content"]["application/json"]["schema"]["$ref"];
             let name = reference.as_str().and_then(|name| name.rsplit('/').next());
             assert!(name.is_some_and(|name| schemas.contains_key(name)), "{path} {reference}");
             if path.starts_with("/server/") {
-                assert!(answers.contains_key("401"), "{path}");
+                assert!(responses.contains_key("401"), "{path}");
                 assert!(post["requestBody"].is_object(), "{path}");
                 assert_eq!(post["security"][0], serde_json::json!({ "apiKey": [] }), "{path}");
             }
@@ -112,8 +92,8 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_that_is_read_is_described_and_none_beside() {
-        let described = serde_json::to_value(contract().1).unwrap();
+    fn exactly_the_parameters_that_are_read_are_described() {
+        let described = serde_json::to_value(described().1).unwrap();
         let described: BTreeSet<String> = described["paths"]
             .as_object()
             .unwrap()
@@ -125,22 +105,22 @@ mod tests {
             .collect();
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
         let routes = fs::read_dir(sources.join("routes")).unwrap();
-        let files = routes.map(|route| route.unwrap().path()).chain([sources.join("messages.rs")]);
+        let files = routes.map(|route| route.unwrap().path());
         let read: BTreeSet<String> = files.flat_map(|file| names_read(&file)).collect();
         assert_eq!(described, read, "left: described, right: read");
     }
 
-    /// The names of the parameters a source asks for.
+    /// Returns the names of the parameters that a source file reads.
     fn names_read(file: &Path) -> Vec<String> {
         let text = fs::read_to_string(file).unwrap();
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        let asked = |rest: &str| {
+        let name = |rest: &str| {
             let rest = rest.split_once('(')?.1.strip_prefix('"')?;
             rest.split('"').next().map(str::to_owned)
         };
-        ["params.text", "params.parsed", "params.asked"]
+        ["params.text", "params.parsed", "params.id"]
             .iter()
-            .flat_map(|way| code.split(way).skip(1).filter_map(asked))
+            .flat_map(|way| code.split(way).skip(1).filter_map(name))
             .collect()
     }
 }

@@ -1,82 +1,81 @@
-//! Starting, serving, stopping.
+//! Starts and stops the service.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use prometheus_client::registry::Registry;
-use qiyu_nats::{Bus, brake::Brakes, bucket::BucketError, lag::Lags};
+use qiyu_nats::{Bus, backpressure::Backpressure, bucket::BucketError, lag::LagReports};
 use qiyu_presence::{Gateways, Sessions};
+use qiyu_runtime::limiter::{KeyedLimiter, Rate};
 use qiyu_schema::{AppId, Secret, ticket::TicketKey};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    edge::Edge,
+    context::ApiContext,
     identity::{KeyError, Keys},
     metrics::Metrics,
     origins::Origins,
+    page_reads::{self, PageReads},
     profile::{ProfileError, Profiles},
-    rate::Rates,
-    reads::{self, Reads},
-    routes, server,
+    router, server,
 };
 
-/// What the HTTP edge needs to know.
+/// Addresses or users whose rate is remembered, about 4 MiB.
+const LIMITED_KEYS_MAX: usize = 65_536;
+
+/// The configuration of the service.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The apps there are. The contract's routes have no parameter for it, so
-    /// over HTTP people are always in the first one.
+    /// The served apps. The routes for users have no parameter for it, so they always use the first
+    /// one.
     pub apps: Vec<AppId>,
-    /// HS256 logins are verified, and dev logins signed, with it. `None`: only the JWKS counts.
+    /// Verifies HS256 logins, and signs dev logins. `None`: only the JWKS counts.
     pub jwt_secret: Option<Secret>,
-    /// Keys of a login system, RS256 or ES256. `None`: only the secret counts.
+    /// The keys of a login system, RS256 or ES256. `None`: only the secret counts.
     pub jwks_file: Option<PathBuf>,
-    /// Whether anybody may log in as anybody. For trying things out.
+    /// Whether a caller may log in as any user. For trials.
     pub dev_login: bool,
-    /// For integrators. `None`: their routes are off.
+    /// The key of integrators. `None`: their routes are off.
     pub api_key: Option<Secret>,
-    /// How long a ticket for an IM connection is valid.
+    /// How long a ticket for a gateway connection is valid.
     pub token_ttl: Duration,
-    /// Sites whose pages may use the routes, `https://live.example.com`; `*`: all, without
-    /// cookies. Empty: only pages of the same host.
+    /// The origins whose pages may use the routes, as in `https://live.example.com`. `*`: all,
+    /// without cookies. Empty: only pages of the same host.
     pub origins: Vec<String>,
-    /// Requests a second from one address, and of one user from wherever.
+    /// Requests a second of one address, and of one user from all addresses.
     pub http_rate: f64,
-    /// Requests at once, likewise.
+    /// Requests of one address or user at once.
     pub http_burst: u32,
-    /// `sqlite://…` (the file and its directory are made), `mysql://…` or `mariadb://…`.
+    /// `sqlite://…` (the file and its directory are created), `mysql://…` or `mariadb://…`.
     pub database_url: String,
-    /// What tickets are signed with; gateways have the same.
+    /// Signs tickets. The gateways have the same key.
     pub ticket_key: TicketKey,
 }
 
-/// The edge could not start.
+/// The service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There must be one.
     #[error("no app is configured")]
     NoApp,
-    /// Logins could not be believed, or made.
     #[error("load the keys of logins")]
     Keys(#[source] KeyError),
-    /// People would have no names.
     #[error("open the table of users")]
     Profiles(#[source] ProfileError),
-    /// Nobody could be sent anywhere.
     #[error("follow the gateways")]
     Gateways(#[source] BucketError),
-    /// Integrators would not be answered over NATS.
+    /// The NATS endpoints for integrators could not be registered.
     #[error("answer calls of integrators")]
     Calls(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// The HTTP edge, until stopped.
+/// The running service.
 pub struct Api {
-    edge: Arc<Edge>,
+    context: Arc<ApiContext>,
     tasks: TaskTracker,
 }
 
 impl Api {
-    /// Makes everything [`Api::router`] needs.
+    /// Starts all parts that [`Api::router`] needs.
     ///
     /// # Errors
     ///
@@ -97,63 +96,64 @@ impl Api {
         let tasks = TaskTracker::new();
         let gateways = Gateways::follow(bus, &tasks, stop.clone()).await;
         let gateways = gateways.map_err(StartError::Gateways)?;
-        let (reads, pages) = Reads::new();
-        tasks.spawn(reads::record(bus.clone(), pages, stop.clone()));
-        let edge = Arc::new(Edge {
+        let (page_reads, pages) = PageReads::new();
+        tasks.spawn(page_reads::record_queued(bus.clone(), pages, stop.clone()));
+        let limiter_rate = Some(Rate { per_second: config.http_rate, burst: config.http_burst });
+        let context = Arc::new(ApiContext {
             bus: bus.clone(),
             app,
             apps: config.apps,
             api_key: config.api_key,
-            brakes: Brakes::default(),
+            backpressure: Backpressure::default(),
             keys,
             dev_login: config.dev_login,
             ticket_key: config.ticket_key,
             token_ttl: config.token_ttl,
             origins: Origins::new(&config.origins),
             profiles,
-            reads,
+            page_reads,
             sessions: Sessions::new(bus, gateways.clone()),
             gateways,
-            address_rates: Rates::new(config.http_rate, config.http_burst),
-            user_rates: Rates::new(config.http_rate, config.http_burst),
-            metrics: Metrics::registered(registry),
+            address_limiter: KeyedLimiter::new(limiter_rate, LIMITED_KEYS_MAX),
+            user_limiter: KeyedLimiter::new(limiter_rate, LIMITED_KEYS_MAX),
+            metrics: Metrics::register(registry),
         });
         let calls = |error: Box<dyn std::error::Error + Send + Sync>| StartError::Calls(error);
-        let lags = bus.lags().await.map_err(|error| calls(error.into()))?;
-        tasks.spawn(heed_brakes(Arc::clone(&edge), lags, stop.clone()));
+        let lags = bus.lag_reports().await.map_err(|error| calls(error.into()))?;
+        tasks.spawn(watch_lag(Arc::clone(&context), lags, stop.clone()));
         let description = "Messages, tickets, presence and measures, for integrators";
-        let answering = bus.answering("qiyu-server", description, &tasks, stop).await;
-        let answering = answering.map_err(calls)?;
-        server::answer_calls(&answering, &edge).await.map_err(calls)?;
+        let service = bus.command_service("qiyu-server", description, &tasks, stop).await;
+        let service = service.map_err(calls)?;
+        server::register_endpoints(&service, &context).await.map_err(calls)?;
         tasks.close();
-        Ok(Self { edge, tasks })
+        Ok(Self { context, tasks })
     }
 
-    /// The routes and the page. To be served with the clients' addresses
-    /// (`into_make_service_with_connect_info::<SocketAddr>()`), by which the rate is counted.
+    /// Returns the routes and the page. They are to be served with the clients' addresses
+    /// (`into_make_service_with_connect_info::<SocketAddr>()`), because rates are counted by them.
     pub fn router(&self) -> Router {
-        routes::router(Arc::clone(&self.edge))
+        router::router(Arc::clone(&self.context))
     }
 
-    /// Whether it can answer.
+    /// Returns whether the bus is connected.
     ///
     /// # Errors
     ///
-    /// The reason why not, for people.
+    /// The reason, as text for operators.
     pub fn ready(&self) -> Result<(), String> {
-        if self.edge.bus.is_connected() { Ok(()) } else { Err("NATS is not connected".into()) }
+        if self.context.bus.is_connected() { Ok(()) } else { Err("NATS is not connected".into()) }
     }
 
-    /// Waits until everything has come to its end. The listener is the root's to stop, before this.
+    /// Waits until all tasks have ended. The caller stops the listener before.
     pub async fn stopped(self) {
         self.tasks.wait().await;
-        self.edge.profiles.close().await;
+        self.context.profiles.close().await;
     }
 }
 
-/// Knows which partitions take nothing at the moment, as gateways do.
-async fn heed_brakes(edge: Arc<Edge>, mut lags: Lags, stop: CancellationToken) {
+/// Keeps the lag of each partition, from which backpressure follows, as gateways do.
+async fn watch_lag(context: Arc<ApiContext>, mut lags: LagReports, stop: CancellationToken) {
     while let Some(Some((partition, behind))) = stop.run_until_cancelled(lags.next()).await {
-        edge.brakes.report(partition, behind);
+        context.backpressure.report(partition, behind);
     }
 }

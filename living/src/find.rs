@@ -1,39 +1,47 @@
-//! Looking one open room up.
+//! The command that looks up one open room.
 
-use qiyu_nats::service::Refusal;
+use qiyu_nats::{chain, service::CommandRefusal};
 use qiyu_schema::{
     RoomId,
     command::{FindRoom, RoomView},
 };
 use tracing::{debug, warn};
 
-use crate::{project::Rooms, room::Room, standing::Standing};
+use crate::{
+    inner::LivingInner,
+    room::Room,
+    status::{RoomStatus, StatusError},
+    texts,
+};
 
-/// Answers with the room as its row has it, and who watches.
-pub(crate) async fn find(rooms: &Rooms, asked: FindRoom) -> Result<Option<RoomView>, Refusal> {
-    let FindRoom { app, room } = asked;
-    let found = rooms.looks.share((app, room), look(rooms, asked)).await?;
-    Ok(found.map(|found| found.view(rooms.counts(app, room))))
+/// Returns the open room with its current counts. `None`: unknown or closed.
+pub(crate) async fn find(
+    inner: &LivingInner,
+    request: FindRoom,
+) -> Result<Option<RoomView>, CommandRefusal> {
+    let FindRoom { app, room } = request;
+    let found = inner.lookups.share((app, room), look_up(inner, request)).await?;
+    Ok(found.map(|found| found.view(inner.counts(app, room))))
 }
 
-async fn look(rooms: &Rooms, asked: FindRoom) -> Result<Option<Room>, Refusal> {
-    let FindRoom { app, room } = asked;
-    let read = rooms.store.find(room);
-    let error = match rooms.cache.find(room, &rooms.metrics, read).await {
+async fn look_up(inner: &LivingInner, request: FindRoom) -> Result<Option<Room>, CommandRefusal> {
+    let FindRoom { app, room } = request;
+    let read = inner.store.find(room);
+    let error = match inner.cache.find(room, &inner.metrics, read).await {
         Ok(found) => return Ok(found.filter(|found| found.app == app)),
         Err(error) => error,
     };
-    // Once a second the list complains aloud of the same.
-    debug!(%room, error = &error as &dyn std::error::Error, "room looked up without the database");
-    let standing = rooms.standing(app, room).await.map_err(|error| refused(room, &error))?;
-    rooms.metrics.found_without_database.inc();
-    match standing {
-        Standing::Open(found) => Ok(Some(found)),
-        Standing::Closed | Standing::Unheard => Ok(None),
+    // The refresh of the lists warns of the same failure once a second.
+    debug!(%room, error = %chain(&error), "room looked up without the database");
+    let status = inner.statuses.status(app, room).await.map_err(|error| refusal(room, &error))?;
+    inner.metrics.found_without_database.inc();
+    match status {
+        RoomStatus::Open(found) => Ok(Some(found)),
+        RoomStatus::Closed | RoomStatus::Unknown => Ok(None),
     }
 }
 
-fn refused(room: RoomId, error: &(dyn std::error::Error + 'static)) -> Refusal {
-    warn!(%room, error, "room not looked up");
-    Refusal { code: 500, message: "系统异常".into() }
+fn refusal(room: RoomId, error: &StatusError) -> CommandRefusal {
+    warn!(%room, error = %chain(error), "room not looked up");
+    CommandRefusal { code: 500, message: texts::SYSTEM_ERROR.into() }
 }

@@ -1,46 +1,45 @@
-//! Live rooms: open, close, find, list, and who may not speak in them.
+//! Live rooms: open, close, find and list them, and impose sanctions in them.
 //!
-//! **Owns** which rooms are open, measures against users, the one room an anchor may have, the list
-//! people see, and the only SQL about rooms.
+//! **Owns** which rooms are open, sanctions against users, the one room that an anchor may have,
+//! the list of open rooms, and the only SQL about rooms. An *anchor* is the user that opened a
+//! room.
 //!
-//! **Never** knows who is inside a room or what is said there: the log's fold
-//! does. Never decides alone: the log's first `opened` or `closed` wins.
+//! **Never** knows the members of a room or its messages: the fold of the log does. Never decides
+//! alone: the first `opened` or `closed` event of a room in the log wins.
 //!
-//! **Reads** `im.in.*.*.room.*.opened|closed`, `….measures`, bucket `watch`, the
-//! gateways' leases.
+//! **Reads** `im.in.*.*.room.*.opened|closed`, `….measures`, bucket `watch`, the gateways' leases.
 //!
-//! **Writes** `im.in.…room.<room>.opened|closed`, `….measures`, stream `IM_IDS`,
-//! buckets `rooms`, `anchors` and `measures`, tables `t_living_room`, `t_living_room_record` and
-//! `t_living_position`, Redis keys `qiyu-live-living-provider:…`; tells gateways that a room has ended.
+//! **Writes** `im.in.…room.<room>.opened|closed`, `….measures`, stream `IM_IDS`, buckets `rooms`,
+//! `anchors` and `measures`, tables `t_living_room`, `t_living_room_record` and
+//! `t_living_position`, Redis keys `qiyu-live-living-provider:…`. Tells gateways that a room has
+//! ended.
 //!
-//! **Start at** [`open`], then [`close`]; [`project`] is what both leave behind.
+//! **Start at** [`open`], then [`close`]; [`project`] applies the events of both.
 
 mod cache;
 mod close;
-mod database;
 mod find;
-mod flight;
+mod inner;
 mod list;
-mod look;
 mod metrics;
-mod moderate;
 mod open;
 mod project;
+mod projector;
 mod rebuild;
-mod replay;
 mod room;
-#[cfg(test)]
-#[allow(dead_code)] // the stories use all of it
-#[path = "../../tests/stories/harness/servers.rs"]
-mod servers;
+mod room_lists;
+mod sanction_entries;
+mod sanctions;
 mod service;
-mod shared;
-mod standing;
+mod single_flight;
+mod status;
 mod store;
+mod tables;
+mod texts;
 
 pub use cache::CacheError;
-pub use look::{OpenRow, RecordRow, Senseless, Table, Tables, look};
-pub use rebuild::{FactError, RebuildError, Rebuilt, rebuild};
+pub use rebuild::{RebuildError, Rebuilt, StatusLookupError, rebuild};
 pub use room::Claim;
 pub use service::{Config, Living, StartError};
 pub use store::StoreError;
+pub use tables::{OpenRow, RecordRow, RoomTable, RoomTables, UnreadableRow, read_tables};

@@ -1,18 +1,19 @@
-//! Opening a room: an anchor has one, however many ask at once, and wherever.
+//! The command that opens a room. An anchor has one open room, however many calls ask for it at
+//! once, in any process.
 //!
-//! The claim in the bucket `anchors` is taken by compare-and-set before the
-//! log hears of the room. A claimer that dies in between leaves a claim that
-//! is void after [`VOID_AFTER`]. One that was only frozen finds, after its
-//! append, that the claim is no longer its own, and closes what it opened:
-//! so two open rooms of one anchor never last.
+//! The claim in the bucket `anchors` is taken by compare-and-set before the `opened` event is
+//! appended. A process that dies in between leaves a claim that is void after [`VOID_AFTER`]. A
+//! process that was only frozen finds after its append that the claim is no longer its own, and
+//! closes the room again. So two open rooms of one anchor never last.
 
 use std::time::{Duration, Instant};
 
 use qiyu_nats::{
     bucket::BucketError,
-    log::{AppendError, Condition},
+    chain,
+    log::{AppendCondition, AppendError},
     now_ms,
-    service::{COMMAND_TIMEOUT, Refusal},
+    service::{COMMAND_TIMEOUT, CommandRefusal},
 };
 use qiyu_schema::{
     AppId, RoomId,
@@ -24,31 +25,32 @@ use qiyu_schema::{
 use tracing::{error, info, warn};
 
 use crate::{
-    project::{ProjectError, Rooms},
+    inner::LivingInner,
+    project::{self, ProjectError},
     room::{Claim, ROOM_TYPES, Room, claim_key},
-    standing::Standing,
+    status::{RoomStatus, StatusError},
+    texts,
 };
 
 /// A claim this old without an opening was left by a process that died.
 const VOID_AFTER: Duration = Duration::from_secs(10);
-/// How long the id and the opening may each take: well within the claim's life.
-const APPEND_DEADLINE: Duration = Duration::from_secs(4);
-/// How often a claim somebody else has just taken is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long the id and the event may each take, well within the life of a claim.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a claim that another process has just taken is read.
+const CLAIM_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The column's width in `t_living_room`.
 const NAME_CHARS_MAX: usize = 60;
 /// The column's width in `t_living_room`.
 const COVER_CHARS_MAX: usize = 255;
 
-const _: () = assert!(2 * APPEND_DEADLINE.as_millis() < VOID_AFTER.as_millis());
+const _: () = assert!(2 * APPEND_TIMEOUT.as_millis() < VOID_AFTER.as_millis());
 const _: () = assert!(VOID_AFTER.as_millis() < COMMAND_TIMEOUT.as_millis());
 
-/// Why a room did not open.
+/// A room was not opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// The asker's fault.
     #[error("{0}")]
-    Asked(&'static str),
+    BadRequest(&'static str),
     #[error("claim the room of anchor {key}")]
     Claim { key: String, source: BucketError },
     #[error("encode the claim of anchor {key}")]
@@ -58,195 +60,194 @@ pub(crate) enum OpenError {
     #[error("append the opening of room {room}")]
     Append { room: RoomId, source: AppendError },
     #[error(transparent)]
+    Status(#[from] StatusError),
+    #[error(transparent)]
     Project(ProjectError),
-    /// Somebody else has been opening one all the time we waited.
+    /// Another process has been opening a room for the whole time of the call.
     #[error("anchor {key} has a room that is neither open nor void")]
     Stuck { key: String },
 }
 
 impl OpenError {
-    /// What the asker hears.
-    pub(crate) fn refusal(&self) -> Refusal {
+    /// Returns the reply to the caller.
+    pub(crate) fn refusal(&self) -> CommandRefusal {
         match self {
-            Self::Asked(message) => Refusal { code: 400, message: (*message).into() },
-            _ => Refusal { code: 500, message: "系统异常".into() },
+            Self::BadRequest(message) => CommandRefusal { code: 400, message: (*message).into() },
+            _ => CommandRefusal { code: 500, message: texts::SYSTEM_ERROR.into() },
         }
     }
 }
 
-/// Opens a room, or finds the one that is open. Returns once it can be entered, found and listed.
-pub(crate) async fn open(rooms: &Rooms, asked: OpenRoom) -> Result<RoomId, OpenError> {
-    check(&rooms.apps, &asked)?;
-    let key = claim_key(asked.app, asked.anchor);
+/// Opens a room, or returns the anchor's open one, once it can be entered, found and listed.
+pub(crate) async fn open(inner: &LivingInner, request: OpenRoom) -> Result<RoomId, OpenError> {
+    check(&inner.apps, &request)?;
+    let key = claim_key(request.app, request.anchor);
     let claim_failed = |source| OpenError::Claim { key: key.clone(), source };
     let started = Instant::now();
     let mut watched = None;
     while started.elapsed() < COMMAND_TIMEOUT {
-        let slot = rooms.anchors.read(&key).await.map_err(claim_failed)?;
+        let slot = inner.anchors.read(&key).await.map_err(claim_failed)?;
         let claim = slot.value.as_deref().and_then(|value| codec::decode::<Claim>(value).ok());
         if let Some(claim) = claim {
-            match rooms.standing(asked.app, claim.room).await.map_err(OpenError::Project)? {
-                Standing::Open(room) => {
-                    // Its opener may still be at it, or dead: then this finishes the work.
-                    show(rooms, &room).await?;
+            match inner.statuses.status(request.app, claim.room).await? {
+                RoomStatus::Open(room) => {
+                    // The process that opened it may be dead: then this completes its work.
+                    publish(inner, &room).await?;
                     return Ok(room.room);
                 }
-                Standing::Closed => {} // its closer has not released it yet
-                Standing::Unheard if !is_void(&claim, slot.revision, &mut watched) => {
-                    tokio::time::sleep(LOOK_EVERY).await;
+                RoomStatus::Closed => {} // the closing process has not released the claim yet
+                RoomStatus::Unknown if !is_void(&claim, slot.revision, &mut watched) => {
+                    tokio::time::sleep(CLAIM_POLL_INTERVAL).await;
                     continue;
                 }
-                Standing::Unheard => {
-                    rooms.metrics.claims_void.inc();
+                RoomStatus::Unknown => {
+                    inner.metrics.claims_void.inc();
                     warn!(anchor = %key, room = %claim.room, "void claim of an anchor taken over");
                 }
             }
         }
-        if let Some(room) = claim_and_open(rooms, &asked, &key, slot.revision).await? {
-            rooms.metrics.opened.inc();
-            info!(app = %asked.app, room = %room, anchor = %asked.anchor, "room opened");
+        if let Some(room) = claim_and_open(inner, &request, &key, slot.revision).await? {
+            inner.metrics.opened.inc();
+            info!(app = %request.app, room = %room, anchor = %request.anchor, "room opened");
             return Ok(room);
         }
     }
     Err(OpenError::Stuck { key })
 }
 
-/// Takes the claim at `revision` and opens a room under it. `None`: somebody else was faster.
+/// Takes the claim at `revision` and opens a room under it. `None`: another process was faster.
 async fn claim_and_open(
-    rooms: &Rooms,
-    asked: &OpenRoom,
+    inner: &LivingInner,
+    request: &OpenRoom,
     key: &str,
     revision: u64,
 ) -> Result<Option<RoomId>, OpenError> {
     let owned = || key.to_owned();
     let claim_failed = |source| OpenError::Claim { key: owned(), source };
-    let id = rooms.bus.next_room_id(APPEND_DEADLINE).await;
+    let id = inner.bus.next_room_id(APPEND_TIMEOUT).await;
     let id = id.map_err(|source| OpenError::Id { key: owned(), source })?;
     let claim = codec::encode(&Claim { room: id, at_ms: now_ms() });
     let claim = claim.map_err(|source| OpenError::Encode { key: owned(), source })?;
-    let ours = match rooms.anchors.set_if(key, revision, claim, None).await {
+    let ours = match inner.anchors.set_if(key, revision, claim, None).await {
         Ok(ours) => ours,
-        Err(BucketError::Changed { .. }) => return Ok(None),
+        Err(BucketError::Conflict { .. }) => return Ok(None),
         Err(error) => return Err(claim_failed(error)),
     };
     let record = Record::at(
         qiyu_nats::now_ms(),
         Event::RoomOpened {
-            app: asked.app,
+            app: request.app,
             room: id,
-            anchor: asked.anchor,
-            room_type: asked.room_type,
-            name: asked.name.clone().unwrap_or_else(|| default_name(asked)),
-            cover: asked.cover.clone(),
+            anchor: request.anchor,
+            room_type: request.room_type,
+            name: request.name.clone().unwrap_or_else(|| texts::default_room_name(request.anchor)),
+            cover: request.cover.clone(),
         },
     );
-    let subject = subject::room(asked.app, id, RoomKind::Opened);
-    let dedup = format!("opened:{}.{id}", asked.app);
-    let stored = rooms.bus.append(subject, &record, &dedup, Condition::First, APPEND_DEADLINE);
+    let subject = subject::room(request.app, id, RoomKind::Opened);
+    let dedup = format!("opened:{}.{id}", request.app);
+    let stored = inner.bus.append(subject, &record, &dedup, AppendCondition::First, APPEND_TIMEOUT);
     let opened = match stored.await {
         Ok(appended) => appended.msg_id,
         Err(AppendError::Taken { .. }) => {
-            // Ids start over only when their stream was lost and the log was not.
+            // Ids start over only when their stream was lost and the log was kept.
             error!(room = %id, "a fresh room id has been used before");
-            give_back(rooms, key, ours).await;
+            release_claim(inner, key, ours).await;
             return Ok(None);
         }
-        // Perhaps stored: the claim stays, and whoever asks next finds out.
+        // The event may be stored: the claim stays, and the next call finds out.
         Err(source) => return Err(OpenError::Append { room: id, source }),
     };
-    let now = rooms.anchors.read(key).await.map_err(claim_failed)?;
+    let now = inner.anchors.read(key).await.map_err(claim_failed)?;
     if now.revision != ours {
-        // Frozen for so long that the claim was taken for void.
+        // This process was frozen for so long that the claim was taken as void.
         warn!(room = %id, anchor = %key, "claim lost while opening, closing the room again");
-        undo(rooms, asked.app, id).await?;
+        close_again(inner, request.app, id).await?;
         return Ok(None);
     }
     let room = Room {
-        app: asked.app,
+        app: request.app,
         room: id,
-        anchor: asked.anchor,
-        room_type: asked.room_type,
-        name: asked.name.clone().unwrap_or_else(|| default_name(asked)),
-        cover: asked.cover.clone(),
+        anchor: request.anchor,
+        room_type: request.room_type,
+        name: request.name.clone().unwrap_or_else(|| texts::default_room_name(request.anchor)),
+        cover: request.cover.clone(),
         good_num: 0,
         opened,
         opened_at_ms: record.at_ms,
     };
-    show(rooms, &room).await?;
+    publish(inner, &room).await?;
     Ok(Some(id))
 }
 
-/// Makes the room visible. It is open without its row, which the replay writes
-/// as soon as the database is back.
-async fn show(rooms: &Rooms, room: &Room) -> Result<(), OpenError> {
-    match rooms.opened(room).await {
+/// Makes the room visible. A room is open without its row, which the projector writes once the
+/// database is back.
+async fn publish(inner: &LivingInner, room: &Room) -> Result<(), OpenError> {
+    match project::apply_opening(inner, room).await {
         Err(error @ ProjectError::Store { .. }) => {
-            let error = &error as &dyn std::error::Error;
-            warn!(room = %room.room, error, "opening not in the tables at once");
+            warn!(room = %room.room, error = %chain(&error), "opening not in the tables at once");
             Ok(())
         }
-        shown => shown.map_err(OpenError::Project),
+        done => done.map_err(OpenError::Project),
     }
 }
 
-/// Whether nobody will open a room under this claim any more. Another machine's
-/// clock may run ahead, so having watched the claim for as long counts too.
+/// Returns whether no process will open a room under this claim any more. The clock of another
+/// machine may run ahead, so the time since this process first saw the claim counts too.
 fn is_void(claim: &Claim, revision: u64, watched: &mut Option<(u64, Instant)>) -> bool {
     let age = Duration::from_millis(now_ms().saturating_sub(claim.at_ms));
     let since = match *watched {
         Some((seen, since)) if seen == revision => since,
         _ => watched.insert((revision, Instant::now())).1,
     };
-    VOID_AFTER <= age || VOID_AFTER <= since.elapsed()
+    age >= VOID_AFTER || since.elapsed() >= VOID_AFTER
 }
 
-async fn give_back(rooms: &Rooms, key: &str, revision: u64) {
-    match rooms.anchors.remove_if(key, revision).await {
-        Ok(()) | Err(BucketError::Changed { .. }) => {}
-        Err(error) => warn!(anchor = %key, %error, "claim not given back, it will be void"),
+async fn release_claim(inner: &LivingInner, key: &str, revision: u64) {
+    match inner.anchors.remove_if(key, revision).await {
+        Ok(()) | Err(BucketError::Conflict { .. }) => {}
+        Err(error) => {
+            warn!(anchor = %key, error = %chain(&error), "claim not released, it will be void");
+        }
     }
 }
 
-/// Closes a room that should not have opened. The replay clears up behind it.
-async fn undo(rooms: &Rooms, app: AppId, room: RoomId) -> Result<(), OpenError> {
+/// Closes a room that should not have opened. The projector removes it from the projections.
+async fn close_again(inner: &LivingInner, app: AppId, room: RoomId) -> Result<(), OpenError> {
     let record = Record::at(
         qiyu_nats::now_ms(),
         Event::RoomClosed { app, room, by: None, peak: None, good_num: None },
     );
     let subject = subject::room(app, room, RoomKind::Closed);
     let key = format!("undone:{app}.{room}");
-    match rooms.bus.append(subject, &record, &key, Condition::First, APPEND_DEADLINE).await {
+    match inner.bus.append(subject, &record, &key, AppendCondition::First, APPEND_TIMEOUT).await {
         Ok(_) | Err(AppendError::Taken { .. }) => Ok(()),
         Err(source) => Err(OpenError::Append { room, source }),
     }
 }
 
-/// Every rule about what may be asked for, and no I/O.
-fn check(apps: &[AppId], asked: &OpenRoom) -> Result<(), OpenError> {
-    if !apps.contains(&asked.app) {
-        return Err(OpenError::Asked("应用不存在"));
+/// Checks a request without I/O.
+fn check(apps: &[AppId], request: &OpenRoom) -> Result<(), OpenError> {
+    if !apps.contains(&request.app) {
+        return Err(OpenError::BadRequest(texts::UNKNOWN_APP));
     }
-    if !ROOM_TYPES.contains(&asked.room_type) {
-        return Err(OpenError::Asked("需要给定直播间类型"));
+    if !ROOM_TYPES.contains(&request.room_type) {
+        return Err(OpenError::BadRequest(texts::ROOM_TYPE_MISSING));
     }
-    if asked.name.as_ref().is_some_and(|name| NAME_CHARS_MAX < name.chars().count()) {
-        return Err(OpenError::Asked("直播间名称过长"));
+    if request.name.as_ref().is_some_and(|name| name.chars().count() > NAME_CHARS_MAX) {
+        return Err(OpenError::BadRequest(texts::NAME_TOO_LONG));
     }
-    if COVER_CHARS_MAX < asked.cover.chars().count() {
-        return Err(OpenError::Asked("封面地址过长"));
+    if request.cover.chars().count() > COVER_CHARS_MAX {
+        return Err(OpenError::BadRequest(texts::COVER_TOO_LONG));
     }
     Ok(())
-}
-
-fn default_name(asked: &OpenRoom) -> String {
-    format!("主播-{}的直播间", asked.anchor)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked() -> OpenRoom {
+    fn request() -> OpenRoom {
         OpenRoom {
             app: "10001".parse().unwrap(),
             anchor: "285608972927369217".parse().unwrap(),
@@ -257,26 +258,26 @@ mod tests {
     }
 
     #[test]
-    fn only_what_fits_the_tables_is_opened() {
-        let apps = [asked().app];
-        assert!(check(&apps, &asked()).is_ok());
+    fn a_request_that_does_not_fit_the_tables_is_refused() {
+        let apps = [request().app];
+        assert!(check(&apps, &request()).is_ok());
         let sixty = Some("名".repeat(NAME_CHARS_MAX));
-        assert!(check(&apps, &OpenRoom { name: sixty, ..asked() }).is_ok());
+        assert!(check(&apps, &OpenRoom { name: sixty, ..request() }).is_ok());
         let over = Some("名".repeat(NAME_CHARS_MAX + 1));
         for bad in [
-            OpenRoom { app: "10002".parse().unwrap(), ..asked() },
-            OpenRoom { room_type: 0, ..asked() },
-            OpenRoom { room_type: 3, ..asked() },
-            OpenRoom { name: over, ..asked() },
-            OpenRoom { cover: "c".repeat(COVER_CHARS_MAX + 1), ..asked() },
+            OpenRoom { app: "10002".parse().unwrap(), ..request() },
+            OpenRoom { room_type: 0, ..request() },
+            OpenRoom { room_type: 3, ..request() },
+            OpenRoom { name: over, ..request() },
+            OpenRoom { cover: "c".repeat(COVER_CHARS_MAX + 1), ..request() },
         ] {
-            assert!(matches!(check(&apps, &bad), Err(OpenError::Asked(_))), "{bad:?}");
+            assert!(matches!(check(&apps, &bad), Err(OpenError::BadRequest(_))), "{bad:?}");
         }
-        assert_eq!(default_name(&asked()), "主播-285608972927369217的直播间");
+        assert_eq!(texts::default_room_name(request().anchor), "主播-285608972927369217的直播间");
     }
 
     #[test]
-    fn a_claim_is_void_by_its_age_and_by_ours() {
+    fn a_claim_is_void_by_its_age_or_by_the_time_it_was_watched() {
         let room = RoomId::try_from(1).unwrap();
         let mut watched = None;
         let old = Claim { room, at_ms: now_ms() - 10_001 };

@@ -1,17 +1,17 @@
-//! The tables about rooms, made anew from the log: whatever they held, they say
-//! afterwards what the log says.
+//! Rebuilds the tables about rooms from the log, regardless of their content.
 //!
-//! It may run while the system runs. Each room is put right in one transaction,
-//! so nobody ever reads a closed room as open; and what is opened and closed
-//! meanwhile is in the log before it is in the tables, so it is either read
-//! here or written after us.
+//! It may run while the system runs. Each room is restored in one transaction, so no reader ever
+//! sees a closed room as open. Rooms that open or close meanwhile are in the log before they are in
+//! the tables. So they are either read here, or written after this program.
 //!
-//! What the log has forgotten cannot be made anew. So records from before its
-//! beginning stay as they are, an open room whose opening it has forgotten
-//! comes from the bucket `rooms`, and a row of a room that neither knows to be
-//! open becomes a record without an end.
+//! Events that the log no longer holds cannot be restored:
+//!
+//! - Records from before the log's first event stay as they are.
+//! - An open room whose opening is no longer in the log comes from the bucket `rooms`.
+//! - A row of a room that neither the log nor the bucket shows as open becomes a record without an
+//!   end time.
 
-use qiyu_nats::{Bus, bucket::BucketError, log::ReadError};
+use qiyu_nats::{Bus, bucket::BucketError, chain, log::ReadError};
 use qiyu_schema::{
     AppId, RoomId, Secret,
     event::Event,
@@ -21,47 +21,51 @@ use tracing::warn;
 
 use crate::{
     cache::{Cache, CacheError},
-    project::{Closing, ProjectError},
-    room::Room,
-    standing::{Facts, Standing},
+    room::{Room, RoomClosing},
+    status::{RoomStatus, RoomStatusReader, StatusError},
     store::{Store, StoreError},
 };
 
-/// The tables could not be made anew. What was done stays done, and the command may be repeated.
+/// The tables could not be rebuilt. Finished rooms stay restored, and the command may be repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
-    /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The cache's URL.
     #[error("understand the URL of Redis")]
     Redis(#[from] CacheError),
-    /// The log.
     #[error("read the log of rooms")]
     Log(#[from] ReadError),
-    /// The bucket `rooms`.
     #[error("list the bucket rooms")]
     Bucket(#[from] BucketError),
-    /// What is open.
     #[error("find out which rooms are open")]
-    Facts(#[source] FactError),
+    Status(#[source] StatusLookupError),
 }
 
-/// What became of the tables.
+/// The log or the bucket `rooms` did not answer.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct StatusLookupError(StatusError);
+
+impl From<StatusError> for RebuildError {
+    fn from(error: StatusError) -> Self {
+        Self::Status(StatusLookupError(error))
+    }
+}
+
+/// The result of a rebuild.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rebuilt {
     /// Rooms that are open.
     pub open: u64,
-    /// Closed rooms whose record was made anew.
+    /// Closed rooms whose record was restored.
     pub closed: u64,
-    /// Rows of rooms that nobody knows to be open; now records without an end.
+    /// Rows of rooms that are not known to be open; now records without an end time.
     pub retired: u64,
-    /// The entry of the log after which the next living process goes on.
+    /// The sequence of the log entry after which the next living process continues.
     pub position: u64,
 }
 
-/// Makes the tables in `database_url` anew from the log behind `bus`. Makes
-/// them if there are none.
+/// Rebuilds the tables in `database_url` from the log behind `bus`. Creates missing tables.
 ///
 /// # Errors
 ///
@@ -73,7 +77,7 @@ pub async fn rebuild(
 ) -> Result<Rebuilt, RebuildError> {
     let cache = Cache::new(redis_url)?;
     let store = Store::open(database_url).await?;
-    let rebuilder = Rebuilder { bus, facts: Facts::new(bus), store, cache };
+    let rebuilder = Rebuilder { bus, statuses: RoomStatusReader::new(bus), store, cache };
     let rebuilt = rebuilder.rebuild().await;
     rebuilder.store.close().await;
     rebuilt
@@ -81,7 +85,7 @@ pub async fn rebuild(
 
 struct Rebuilder<'a> {
     bus: &'a Bus,
-    facts: Facts,
+    statuses: RoomStatusReader,
     store: Store,
     cache: Cache,
 }
@@ -89,20 +93,20 @@ struct Rebuilder<'a> {
 impl Rebuilder<'_> {
     async fn rebuild(&self) -> Result<Rebuilt, RebuildError> {
         let (_, last) = self.bus.log_bounds().await?;
-        // Never forwards: the replay applies more than the tables show (measures),
-        // and telling it something twice is harmless.
+        // Never forwards: the projector applies more than the tables show (sanctions), and to apply
+        // an event twice is harmless.
         let position = self.store.position().await.unwrap_or(0);
         let position = if position <= last { position } else { 0 };
         let mut done = Rebuilt { position, ..Rebuilt::default() };
-        self.follow_the_log(&mut done).await?;
-        self.follow_the_bucket(&mut done).await?;
-        self.look_through_the_rows(&mut done).await?;
+        self.restore_from_log(&mut done).await?;
+        self.restore_from_bucket(&mut done).await?;
+        self.retire_unknown_rows(&mut done).await?;
         self.store.set_position(position).await?;
         Ok(done)
     }
 
-    /// Every room that was opened or closed as far back as the log reaches.
-    async fn follow_the_log(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
+    /// Restores every room with an event in the log.
+    async fn restore_from_log(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
         let filters = [RoomKind::Opened, RoomKind::Closed].map(subject::any_room).to_vec();
         let mut reader = self.bus.read_log(filters, 0, None).await?;
         for _ in 0..reader.pending_at_start() {
@@ -110,52 +114,52 @@ impl Rebuilder<'_> {
             let record = match entry.record() {
                 Ok(record) => record,
                 Err(error) => {
-                    let error = &error as &dyn std::error::Error;
+                    let error = chain(&error);
                     warn!(seq = entry.seq, error, "event of a room unreadable, passed over");
                     continue;
                 }
             };
             if let Some(room) = Room::opened_by(&entry, record.clone()) {
-                match self.put_right(&room).await? {
-                    Standing::Closed => done.closed += 1,
-                    Standing::Open(_) | Standing::Unheard => done.open += 1,
+                match self.restore(&room).await? {
+                    RoomStatus::Closed => done.closed += 1,
+                    RoomStatus::Open(_) | RoomStatus::Unknown => done.open += 1,
                 }
             } else if let Event::RoomClosed { app, room, .. } = record.event
-                && self.facts.opening(app, room).await?.is_none()
+                && self.statuses.opening(app, room).await?.is_none()
             {
-                // Of its opening only the tables can know.
-                self.store.archive(&Closing::at(app, room, &entry)).await?;
-                self.cache.forget(room).await;
+                // Only the tables can hold its opening.
+                self.store.archive(&RoomClosing::from_log(app, room, &entry)).await?;
+                self.cache.remove(room).await;
             }
         }
         reader.close().await;
         Ok(())
     }
 
-    /// Every open room whose opening the log has forgotten.
-    async fn follow_the_bucket(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
-        for room in self.facts.entries().await? {
-            if self.facts.opening(room.app, room.room).await?.is_none()
-                && let Standing::Open(room) = self.facts.standing(room.app, room.room).await?
+    /// Restores every open room whose opening the log no longer holds.
+    async fn restore_from_bucket(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
+        for room in self.statuses.bucket_rooms().await? {
+            if self.statuses.opening(room.app, room.room).await?.is_none()
+                && let RoomStatus::Open(room) = self.statuses.status(room.app, room.room).await?
             {
-                self.put_right(&room).await?;
+                self.restore(&room).await?;
                 done.open += 1;
             }
         }
         Ok(())
     }
 
-    /// Every row that says open, of which nobody else does.
-    async fn look_through_the_rows(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
+    /// Retires every row of an open room that neither the log nor the bucket shows as open.
+    async fn retire_unknown_rows(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
         let mut after = None;
         loop {
             let rows = self.store.rows_after(after).await?;
             let Some(last) = rows.last() else { return Ok(()) };
             after = Some(last.room);
             for row in &rows {
-                match self.facts.standing(row.app, row.room).await? {
-                    Standing::Open(_) => continue,
-                    Standing::Closed | Standing::Unheard => {}
+                match self.statuses.status(row.app, row.room).await? {
+                    RoomStatus::Open(_) => continue,
+                    RoomStatus::Closed | RoomStatus::Unknown => {}
                 }
                 match self.closing(row.app, row.room).await? {
                     Some(closing) => drop(self.store.archive(&closing).await?),
@@ -164,49 +168,33 @@ impl Rebuilder<'_> {
                         done.retired += 1;
                     }
                 }
-                self.cache.forget(row.room).await;
+                self.cache.remove(row.room).await;
             }
         }
     }
 
-    /// Makes the tables say of one room what the log says.
-    async fn put_right(&self, room: &Room) -> Result<Standing, RebuildError> {
-        let standing = match self.closing(room.app, room.room).await? {
+    /// Makes the tables agree with the log about one room.
+    async fn restore(&self, room: &Room) -> Result<RoomStatus, RebuildError> {
+        let mut closing = self.closing(room.app, room.room).await?;
+        if closing.is_none() {
+            self.store.restore_open(room).await?;
+            // The room may have closed between the read and the write, and the write may have
+            // removed its record.
+            closing = self.closing(room.app, room.room).await?;
+        }
+        let status = match closing {
             Some(closing) => {
                 self.store.restore_closed(room, &closing).await?;
-                Standing::Closed
+                RoomStatus::Closed
             }
-            None => {
-                self.store.restore_open(room).await?;
-                // It may have closed between the look and the write, and its
-                // record be what the write took away.
-                match self.closing(room.app, room.room).await? {
-                    Some(closing) => {
-                        self.store.restore_closed(room, &closing).await?;
-                        Standing::Closed
-                    }
-                    None => Standing::Open(room.clone()),
-                }
-            }
+            None => RoomStatus::Open(room.clone()),
         };
-        self.cache.forget(room.room).await;
-        Ok(standing)
+        self.cache.remove(room.room).await;
+        Ok(status)
     }
 
-    async fn closing(&self, app: AppId, room: RoomId) -> Result<Option<Closing>, RebuildError> {
-        let entry = self.facts.closing(app, room).await?;
-        // What cannot be read ended the room all the same: when is what the log says of it.
-        Ok(entry.map(|entry| Closing::at(app, room, &entry)))
-    }
-}
-
-/// The log or the bucket did not answer.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct FactError(ProjectError);
-
-impl From<ProjectError> for RebuildError {
-    fn from(error: ProjectError) -> Self {
-        Self::Facts(FactError(error))
+    async fn closing(&self, app: AppId, room: RoomId) -> Result<Option<RoomClosing>, RebuildError> {
+        let entry = self.statuses.closing(app, room).await?;
+        Ok(entry.map(|entry| RoomClosing::from_log(app, room, &entry)))
     }
 }

@@ -1,15 +1,21 @@
-//! Starting, being asked, stopping.
+//! Starts and stops the service, and registers its commands.
 
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use qiyu_nats::{Bus, bucket::BucketError, service::Refusal, stream::BucketName};
+use qiyu_nats::{
+    Bus,
+    bucket::BucketError,
+    chain,
+    service::{CommandRefusal, CommandService},
+    stream::BucketName,
+};
 use qiyu_presence::Gateways;
 use qiyu_schema::{
     AppId, Secret,
     command::{
-        CloseAbandoned, CloseRoom, FindRoom, LIVING, ListMeasures, ListRooms, Moderate, OpenRoom,
-        Pardon,
+        CloseAbandoned, CloseRoom, Command, FindRoom, ImposeSanction, LIVING_GROUP, LiftSanction,
+        ListRooms, ListSanctions, OpenRoom,
     },
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -18,22 +24,24 @@ use tracing::{debug, warn};
 use crate::{
     cache::{Cache, CacheError},
     close, find,
-    flight::Flights,
-    list::{self, Lists},
+    inner::LivingInner,
+    list,
     metrics::Metrics,
-    moderate, open,
-    project::Rooms,
-    replay::{self, Trouble},
-    standing::Facts,
+    open,
+    projector::{self, ProjectorHealth},
+    room_lists::RoomLists,
+    sanctions,
+    single_flight::SingleFlight,
+    status::RoomStatusReader,
     store::{Store, StoreError},
 };
 
-/// What the rooms need to know.
+/// The configuration of the service.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `sqlite://…` (the file and its directory are made), `mysql://…` or `mariadb://…`.
     pub database_url: String,
-    /// `redis://…`, for the caches of all living processes. `None`: each has its own.
+    /// `redis://…`, the cache that all living processes share. `None`: each process has its own.
     pub redis_url: Option<Secret>,
     /// The apps in which rooms may open.
     pub apps: Vec<AppId>,
@@ -41,40 +49,32 @@ pub struct Config {
     pub retain: Duration,
 }
 
-/// The rooms could not start.
+/// The service could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The tables.
     #[error("open the tables of rooms")]
     Store(#[source] StoreError),
-    /// The shared cache's URL. That nobody answers there is no reason not to start.
+    /// The URL of Redis is malformed. An unreachable Redis does not prevent the start.
     #[error("understand the URL of Redis")]
     Redis(#[source] CacheError),
-    /// A bucket that must be followed.
-    #[error("follow {what}")]
-    Follow {
-        /// Which.
-        what: &'static str,
-        /// Why.
-        source: BucketError,
-    },
-    /// The commands.
+    #[error("follow {bucket}")]
+    Follow { bucket: &'static str, source: BucketError },
     #[error("answer commands about rooms: {reason}")]
-    Answer {
-        /// NATS's words.
+    Register {
+        /// The text of the NATS client's error.
         reason: String,
     },
 }
 
-/// The rooms, until stopped. Several processes may run them.
+/// The running service. Several processes may run it.
 pub struct Living {
-    rooms: Arc<Rooms>,
-    trouble: Arc<Trouble>,
+    inner: Arc<LivingInner>,
+    projector_health: Arc<ProjectorHealth>,
     tasks: TaskTracker,
 }
 
 impl Living {
-    /// Opens the tables, reads the list, and starts answering.
+    /// Opens the tables, reads the lists, and registers the commands.
     ///
     /// # Errors
     ///
@@ -90,144 +90,142 @@ impl Living {
         let cache = Cache::new(config.redis_url.as_ref()).map_err(StartError::Redis)?;
         let gateways = Gateways::follow(bus, &tasks, stop.clone())
             .await
-            .map_err(|source| StartError::Follow { what: "the gateways", source })?;
+            .map_err(|source| StartError::Follow { bucket: "the gateways", source })?;
         let watch = bus
             .bucket(BucketName::Watch)
             .mirror(&tasks, stop.clone())
             .await
-            .map_err(|source| StartError::Follow { what: "who watches", source })?;
-        let measured = bus
-            .bucket(BucketName::Measures)
+            .map_err(|source| StartError::Follow { bucket: "the watch counts", source })?;
+        let sanctions_mirror = bus
+            .bucket(BucketName::Sanctions)
             .mirror(&tasks, stop.clone())
             .await
-            .map_err(|source| StartError::Follow { what: "measures", source })?;
-        let rooms = Arc::new(Rooms {
+            .map_err(|source| StartError::Follow { bucket: "sanctions", source })?;
+        let inner = Arc::new(LivingInner {
             bus: bus.clone(),
-            facts: Facts::new(bus),
+            statuses: RoomStatusReader::new(bus),
             store,
             cache,
-            looks: Flights::default(),
+            lookups: SingleFlight::default(),
             entries: bus.bucket(BucketName::Rooms),
             anchors: bus.bucket(BucketName::Anchors),
             watch,
-            measures: bus.bucket(BucketName::Measures),
-            measured,
+            sanctions: bus.bucket(BucketName::Sanctions),
+            sanctions_mirror,
             retain: config.retain,
             gateways,
-            lists: Lists::new(&config.apps),
+            lists: RoomLists::new(&config.apps),
             apps: config.apps,
-            metrics: Metrics::registered(registry),
+            metrics: Metrics::register(registry),
         });
-        let refreshed = rooms.lists.refresh(&rooms.cache, &rooms.store, &rooms.metrics).await;
+        let refreshed = inner.lists.refresh(&inner.cache, &inner.store, &inner.metrics).await;
         refreshed.map_err(StartError::Store)?;
-        let trouble = Arc::new(Trouble::default());
-        tasks.spawn(list::keep_fresh(Arc::clone(&rooms), stop.clone()));
-        tasks.spawn(replay::run(Arc::clone(&rooms), Arc::clone(&trouble), stop.clone()));
-        answer(&rooms, bus, &tasks, stop)
+        let projector_health = Arc::new(ProjectorHealth::default());
+        tasks.spawn(list::keep_fresh(Arc::clone(&inner), stop.clone()));
+        let projector =
+            projector::run(Arc::clone(&inner), Arc::clone(&projector_health), stop.clone());
+        tasks.spawn(projector);
+        register_commands(&inner, bus, &tasks, stop)
             .await
-            .map_err(|error| StartError::Answer { reason: error.to_string() })?;
+            .map_err(|error| StartError::Register { reason: error.to_string() })?;
         tasks.close();
-        Ok(Self { rooms, trouble, tasks })
+        Ok(Self { inner, projector_health, tasks })
     }
 
-    /// Whether it does what is asked of it.
+    /// Returns whether the lists are fresh and events are applied.
     ///
     /// # Errors
     ///
-    /// The reason why not, for people.
+    /// The reason, as text for operators.
     pub fn ready(&self) -> Result<(), String> {
-        if let Some(age) = self.rooms.lists.stale() {
+        if let Some(age) = self.inner.lists.stale() {
             return Err(format!("the list of rooms is {} s old", age.as_secs()));
         }
-        if let Some(since) = self.trouble.lasting() {
-            return Err(format!("events of rooms are not applied for {} s", since.as_secs()));
+        if let Some(time) = self.projector_health.failing_for() {
+            return Err(format!("events of rooms are not applied for {} s", time.as_secs()));
         }
         Ok(())
     }
 
-    /// Waits until everything has come to its end.
+    /// Waits until all tasks have ended.
     pub async fn stopped(self) {
         self.tasks.wait().await;
-        self.rooms.store.close().await;
+        self.inner.store.close().await;
     }
 }
 
-/// NATS's own error type is none of this crate's names, so its words are passed on.
-async fn answer(
-    rooms: &Arc<Rooms>,
+type RegisterError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn register_commands(
+    inner: &Arc<LivingInner>,
     bus: &Bus,
     tasks: &TaskTracker,
     stop: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let service = bus.answering("qiyu-living", "Live rooms", tasks, stop).await?;
-    let held = Arc::clone(rooms);
-    let opening = move |asked: OpenRoom| {
-        let rooms = Arc::clone(&held);
-        async move { open::open(&rooms, asked).await.map_err(|error| told(&error, error.refusal())) }
-    };
-    service.endpoint(LIVING, opening).await?;
-    let held = Arc::clone(rooms);
-    let closing = move |asked: CloseRoom| {
-        let rooms = Arc::clone(&held);
-        async move { close::close(&rooms, asked).await.map_err(|error| told(&error, error.refusal())) }
-    };
-    service.endpoint(LIVING, closing).await?;
-    let held = Arc::clone(rooms);
-    let finding = move |asked: FindRoom| {
-        let rooms = Arc::clone(&held);
-        async move { find::find(&rooms, asked).await }
-    };
-    service.endpoint(LIVING, finding).await?;
-    let held = Arc::clone(rooms);
-    let listing = move |asked: ListRooms| {
-        let rooms = Arc::clone(&held);
-        async move { list::list(&rooms, &asked) }
-    };
-    service.endpoint(LIVING, listing).await?;
-    let held = Arc::clone(rooms);
-    let abandoning = move |asked: CloseAbandoned| {
-        let rooms = Arc::clone(&held);
-        async move {
-            let closed = close::close_abandoned(&rooms, asked).await;
-            closed.map_err(|error| told(&error, error.refusal()))
-        }
-    };
-    service.endpoint(LIVING, abandoning).await?;
-    let held = Arc::clone(rooms);
-    let moderating = move |asked: Moderate| {
-        let rooms = Arc::clone(&held);
-        async move {
-            let taken = moderate::moderate(&rooms, asked).await;
-            taken.map_err(|error| told(&error, error.refusal()))
-        }
-    };
-    service.endpoint(LIVING, moderating).await?;
-    let held = Arc::clone(rooms);
-    let pardoning = move |asked: Pardon| {
-        let rooms = Arc::clone(&held);
-        async move {
-            let lifted = moderate::pardon(&rooms, asked).await;
-            lifted.map_err(|error| told(&error, error.refusal()))
-        }
-    };
-    service.endpoint(LIVING, pardoning).await?;
-    let held = Arc::clone(rooms);
-    let measures = move |asked: ListMeasures| {
-        let rooms = Arc::clone(&held);
-        async move {
-            let listed = moderate::list(&rooms, asked).await;
-            listed.map_err(|error| told(&error, error.refusal()))
-        }
-    };
-    service.endpoint(LIVING, measures).await
+) -> Result<(), RegisterError> {
+    let service = bus.command_service("qiyu-living", "Live rooms", tasks, stop).await?;
+    register(&service, inner, |inner, request: OpenRoom| async move {
+        let opened = open::open(&inner, request).await;
+        opened.map_err(|error| logged(&error, error.refusal()))
+    })
+    .await?;
+    register(&service, inner, |inner, request: CloseRoom| async move {
+        let closed = close::close(&inner, request).await;
+        closed.map_err(|error| logged(&error, error.refusal()))
+    })
+    .await?;
+    register(&service, inner, |inner, request: CloseAbandoned| async move {
+        let closed = close::close_abandoned(&inner, request).await;
+        closed.map_err(|error| logged(&error, error.refusal()))
+    })
+    .await?;
+    register(&service, inner, |inner, request: FindRoom| async move {
+        find::find(&inner, request).await
+    })
+    .await?;
+    register(
+        &service,
+        inner,
+        |inner, request: ListRooms| async move { list::list(&inner, &request) },
+    )
+    .await?;
+    register(&service, inner, |inner, request: ImposeSanction| async move {
+        let imposed = sanctions::impose(&inner, request).await;
+        imposed.map_err(|error| logged(&error, error.refusal()))
+    })
+    .await?;
+    register(&service, inner, |inner, request: LiftSanction| async move {
+        let lifted = sanctions::lift(&inner, request).await;
+        lifted.map_err(|error| logged(&error, error.refusal()))
+    })
+    .await?;
+    register(&service, inner, |inner, request: ListSanctions| async move {
+        let listed = sanctions::list(&inner, request).await;
+        listed.map_err(|error| logged(&error, error.refusal()))
+    })
+    .await
 }
 
-/// Logs what was refused: our own trouble matters, a wrong question does not.
-fn told(error: &(dyn std::error::Error + 'static), refusal: Refusal) -> Refusal {
+/// Registers the handler of one kind of command.
+async fn register<C, F, Fut>(
+    service: &CommandService,
+    inner: &Arc<LivingInner>,
+    handle: F,
+) -> Result<(), RegisterError>
+where
+    C: Command,
+    F: Fn(Arc<LivingInner>, C) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<C::Reply, CommandRefusal>> + Send + 'static,
+{
+    let inner = Arc::clone(inner);
+    service.endpoint(LIVING_GROUP, move |request: C| handle(Arc::clone(&inner), request)).await
+}
+
+/// Logs a failed command, and returns its refusal. A failure of this side is a warning.
+fn logged(error: &(dyn std::error::Error + 'static), refusal: CommandRefusal) -> CommandRefusal {
     if refusal.code == 500 {
-        warn!(error, "command about a room failed");
+        warn!(error = %chain(error), "command about a room failed");
     } else {
-        debug!(error, "command about a room refused");
+        debug!(error = %chain(error), "command about a room refused");
     }
     refusal
 }

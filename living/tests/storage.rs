@@ -1,35 +1,27 @@
-//! Rooms in the tables and in the caches: the seed's defects, and the tables made anew.
-//! Each test runs on both caches, with two processes that share them.
+//! Rooms in the tables and in the caches, and the rebuild of the tables. Each test runs on both
+//! caches, with two processes that share them.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::BTreeSet, future::Future, sync::Once, time::Duration};
+mod support;
+
+use std::{collections::BTreeSet, sync::Once, time::Duration};
 
 use futures_util::future::join_all;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use qiyu_living::{Config, Living, rebuild};
-use qiyu_nats::{
-    Bus, BusConfig, Profile,
-    server::{ChildServer, Guard, find},
-    service::CommandError,
-};
+use qiyu_nats::{Bus, server::ChildServer, service::CommandError};
 use qiyu_schema::{
-    AppId, RoomId, Secret, UserId,
-    command::{CloseRoom, FindRoom, LIVING, ListRooms, OpenRoom, RoomPage, RoomView},
+    RoomId, Secret,
+    command::{CloseRoom, FindRoom, LIVING_GROUP, ListRooms, OpenRoom, RoomPage, RoomView},
 };
 use sqlx::{AnyConnection, Connection, Row, any::AnyRow};
+use test_servers::Redis;
 use tokio_util::sync::CancellationToken;
 
-#[path = "../../tests/stories/harness/servers.rs"]
-#[allow(dead_code)] // the stories use all of it
-mod servers;
+use support::{app, eventually, start_bus, user};
 
-use servers::Redis;
-
-/// How long anything here may take to come true.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Two living processes over one nats-server, one SQLite file and perhaps a Redis.
-struct Stack {
+/// Living processes over one nats-server, one SQLite file and perhaps a Redis.
+struct Storage {
     bus: Bus,
     living: Vec<(Living, Registry, CancellationToken)>,
     redis: Option<Redis>,
@@ -37,10 +29,10 @@ struct Stack {
     _server: ChildServer,
 }
 
-/// Both caches, one after the other.
-async fn with_both_caches(test: impl AsyncFn(&Stack)) {
+/// Runs a test on both caches, one after the other.
+async fn with_both_caches(test: impl AsyncFn(&Storage)) {
     for redis in [None, Some(Redis::start().await)] {
-        let mut stack = Stack::start(redis).await;
+        let mut stack = Storage::start(redis).await;
         for _ in 0..2 {
             stack.starts_living().await;
         }
@@ -52,24 +44,10 @@ async fn with_both_caches(test: impl AsyncFn(&Stack)) {
     }
 }
 
-impl Stack {
+impl Storage {
     async fn start(redis: Option<Redis>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let binary = find(None, &mut |_| {}).unwrap();
-        let path = directory.path();
-        let server =
-            ChildServer::start(&binary, path, Profile::Default, &Guard::Drop, &mut |_| {}).await;
-        let server = server.unwrap();
-        let config = BusConfig {
-            url: server.url().clone(),
-            name: "test".into(),
-            replicas: 1,
-            retain: Duration::from_secs(3600),
-            ack_wait: Duration::from_secs(4),
-            profile: Profile::Default,
-        };
-        let bus = Bus::connect(&config).await.unwrap();
-        bus.provision().await.unwrap();
+        let (bus, server) = start_bus(directory.path()).await;
         Self { bus, living: Vec::new(), redis, directory, _server: server }
     }
 
@@ -101,19 +79,21 @@ impl Stack {
     async fn open(&self, anchor: u64) -> RoomId {
         let anchor = user(anchor);
         let open = OpenRoom { app: app(), anchor, room_type: 1, name: None, cover: String::new() };
-        self.bus.ask(LIVING, &open).await.unwrap()
+        self.bus.request(LIVING_GROUP, &open).await.unwrap()
     }
 
     async fn close(&self, room: RoomId, by: u64) -> Result<(), CommandError> {
-        self.bus.ask(LIVING, &CloseRoom { app: app(), room, by: user(by) }).await
+        self.bus.request(LIVING_GROUP, &CloseRoom { app: app(), room, by: user(by) }).await
     }
 
     async fn finds(&self, room: RoomId) -> Option<RoomView> {
-        self.bus.ask(LIVING, &FindRoom { app: app(), room }).await.unwrap()
+        self.bus.request(LIVING_GROUP, &FindRoom { app: app(), room }).await.unwrap()
     }
 
     async fn list(&self, page: u32, page_size: u32) -> Result<RoomPage, CommandError> {
-        self.bus.ask(LIVING, &ListRooms { app: app(), room_type: 1, page, page_size }).await
+        self.bus
+            .request(LIVING_GROUP, &ListRooms { app: app(), room_type: 1, page, page_size })
+            .await
     }
 
     async fn ids(&self, page: u32, page_size: u32) -> Vec<u64> {
@@ -121,7 +101,7 @@ impl Stack {
         listed.rooms.iter().map(|room| room.room.get()).collect()
     }
 
-    /// Numbers straight from the tables (-1: none), or what a statement changes there.
+    /// Runs a statement on the tables and returns the numbers that it selects (-1: NULL).
     async fn sql(&self, sql: &'static str) -> Vec<Vec<i64>> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
@@ -134,7 +114,7 @@ impl Stack {
         rows.iter().map(numbers).collect()
     }
 
-    /// The sum of a metric over both processes and its labels.
+    /// Returns the sum of a metric over both processes and all labels.
     fn metric(&self, name: &str) -> f64 {
         let mut sum = 0.0;
         for (_, registry, _) in &self.living {
@@ -149,43 +129,25 @@ impl Stack {
     }
 }
 
-fn app() -> AppId {
-    "10001".parse().unwrap()
-}
-
-fn user(id: u64) -> UserId {
-    UserId::try_from(id).unwrap()
-}
-
 fn room(id: u64) -> RoomId {
     RoomId::try_from(id).unwrap()
 }
 
-async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let wait = async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    assert!(tokio::time::timeout(PATIENCE, wait).await.is_ok(), "{what}");
-}
-
-/// The seed's defect 52: a second close made a second record, without the
-/// room's id, and what was cached in between was served on.
+/// A second close makes no second record, and a cached room is not served after it.
 #[tokio::test]
-async fn however_many_close_a_room_it_has_one_record_and_is_served_no_more() {
+async fn a_room_closed_concurrently_has_one_record_and_is_no_longer_served() {
     with_both_caches(async |stack| {
         let room = stack.open(10_086).await;
         for _ in 0..4 {
             assert!(stack.finds(room).await.is_some(), "it is cached wherever it can be");
         }
-        // While many look, so that somebody reads it as it goes.
+        // With many look-ups, so that one reads it as it closes.
         let looks = join_all((0..50).map(|_| stack.finds(room)));
         let closes = join_all((0..10).map(|_| stack.close(room, 10_086)));
         let (_, closes) = tokio::join!(looks, closes);
         assert_eq!(closes.iter().filter(|closed| closed.is_ok()).count(), 1);
         for _ in 0..10 {
-            assert!(stack.finds(room).await.is_none(), "whoever is asked");
+            assert!(stack.finds(room).await.is_none(), "through both processes");
         }
         let records = "SELECT room_id, status, end_time > 0 FROM t_living_room_record";
         assert_eq!(stack.sql(records).await, [[i64::try_from(room.get()).unwrap(), 0, 1]]);
@@ -198,9 +160,9 @@ async fn however_many_close_a_room_it_has_one_record_and_is_served_no_more() {
     .await;
 }
 
-/// The seed's defect 53: who had asked for a room before it opened hid it for a minute.
+/// A look-up before the opening does not hide the room for the minute that its absence is cached.
 #[tokio::test]
-async fn a_new_room_is_found_though_it_was_asked_for_before() {
+async fn a_new_room_is_found_although_its_absence_was_cached() {
     with_both_caches(async |stack| {
         for (number, anchor) in (1..=5).zip(10_086..) {
             assert!(stack.finds(room(number)).await.is_none());
@@ -209,17 +171,16 @@ async fn a_new_room_is_found_though_it_was_asked_for_before() {
             let (_, opened) = tokio::join!(asks, stack.open(anchor));
             assert_eq!(opened, room(number), "ids are counted");
             for _ in 0..4 {
-                assert!(stack.finds(opened).await.is_some(), "whoever is asked");
+                assert!(stack.finds(opened).await.is_some(), "through both processes");
             }
         }
     })
     .await;
 }
 
-/// The seed's defects 54 to 57: a row too many on each page, sizes of 0 and
-/// less, rows and their number from two moments, and rooms twice in the list.
+/// A page has no row too many, its rows and `hasNext` are of one moment, and no room is listed twice.
 #[tokio::test]
-async fn pages_hold_what_was_asked_for_and_every_room_once() {
+async fn pages_have_the_requested_size_and_list_every_room_once() {
     with_both_caches(async |stack| {
         for (page, size) in [(0, 10), (1, 0), (1, 101)] {
             let refused = stack.list(page, size).await.unwrap_err();
@@ -234,7 +195,7 @@ async fn pages_hold_what_was_asked_for_and_every_room_once() {
             }
         };
         tokio::pin!(opening);
-        // While both processes read the lists anew and rooms come in.
+        // While both processes refresh the lists and rooms open.
         while futures_util::poll!(opening.as_mut()).is_pending() {
             let page = stack.list(1, 100).await.unwrap();
             let ids: Vec<_> = page.rooms.iter().map(|room| room.room).collect();
@@ -262,14 +223,13 @@ async fn pages_hold_what_was_asked_for_and_every_room_once() {
     .await;
 }
 
-/// The seed's defect 58: one exception stopped the refreshing for ever.
 #[tokio::test]
-async fn a_reading_that_fails_does_not_stop_the_next() {
+async fn a_failed_refresh_does_not_stop_the_next() {
     with_both_caches(async |stack| {
         let room = stack.open(10_086).await.get();
         stack.sql("ALTER TABLE t_living_room RENAME TO t_away").await;
         let failed = "qiyu_living_list_refreshes_failed_total";
-        eventually("it fails", async || 0.0 < stack.metric(failed)).await;
+        eventually("it fails", async || stack.metric(failed) > 0.0).await;
         assert_eq!(stack.ids(1, 10).await, [room], "the old list stays");
 
         stack.sql("ALTER TABLE t_away RENAME TO t_living_room").await;
@@ -283,9 +243,9 @@ async fn a_reading_that_fails_does_not_stop_the_next() {
     .await;
 }
 
-/// The tables say whatever somebody made of them; afterwards they say what the log says.
+/// Tables with any content agree with the log after a rebuild.
 #[tokio::test]
-async fn the_tables_are_made_anew_from_the_log_while_the_system_runs() {
+async fn the_tables_are_rebuilt_from_the_log_while_the_system_runs() {
     with_both_caches(async |stack| {
         let rooms = [
             stack.open(10_001).await, // 1: stays open, its row is lost
@@ -316,7 +276,7 @@ async fn the_tables_are_made_anew_from_the_log_while_the_system_runs() {
             stack.sql(damage).await;
         }
         let position = async || stack.sql("SELECT log_seq FROM t_living_position").await[0][0];
-        eventually("the replay is there, too", async || 5 < position().await).await;
+        eventually("the projector has applied it, too", async || position().await > 5).await;
         for retired in [1, 0] {
             let rebuilt = stack.rebuilds().await;
             assert_eq!((rebuilt.open, rebuilt.closed, rebuilt.retired), (2, 2, retired));
@@ -324,7 +284,7 @@ async fn the_tables_are_made_anew_from_the_log_while_the_system_runs() {
             let (old, ghost) = (records.remove(2), records.remove(2));
             assert_eq!((&open, &records), (&before.0, &before.1));
             assert_eq!((old[0], ghost[0]), (77, 99), "kept, and moved there without an end");
-            assert!(5 < position().await, "and goes on from there");
+            assert!(position().await > 5, "and continues from there");
         }
         for (room, is_open) in rooms.into_iter().zip([true, false, false, true]) {
             for _ in 0..2 {
@@ -337,7 +297,7 @@ async fn the_tables_are_made_anew_from_the_log_while_the_system_runs() {
         })
         .await;
 
-        // Nothing at all is left, not even the tables.
+        // Nothing is left, not even the tables.
         for drop in [
             "DROP TABLE t_living_room",
             "DROP TABLE t_living_room_record",

@@ -1,18 +1,19 @@
-//! `/living/anchorConfig`: a room as the one who enters it sees it.
+//! `/living/anchorConfig`: a room as its page shows it to the caller.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use qiyu_schema::{RoomId, UserId, command::FindRoom};
+use qiyu_schema::{UserId, command::FindRoom};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::parameters::room_id;
 use crate::{
-    answer::{Answer, Body, Refused},
-    edge::Edge,
-    identity::LoggedIn,
-    params::{Asked, Params},
+    caller::LoggedIn,
+    context::ApiContext,
+    params::{Params, RequestedId},
     profile::{AVATAR_DEFAULT, BACKGROUND_DEFAULT, Profile},
+    response::{ApiError, ResponseBody, Success},
 };
 
 /// Every field is there in every answer. A room that is unknown or closed has
@@ -44,46 +45,42 @@ pub(crate) struct AnchorConfig {
     watch_num: u64,
 }
 
-/// Answers whoever is logged in.
-#[utoipa::path(post, path = "/living/anchorConfig", tag = "living", security(("login" = [])), params(
+/// Returns a room to a logged-in user.
+#[utoipa::path(post, path = "/living/anchorConfig", summary = "Answers whoever is logged in.", tag = "living", security(("login" = [])), params(
     ("roomId" = u64, Query, description = "The room"),
 ), responses(
-    (status = 200, description = "The room as the caller sees it; roomId -1 when it is unknown or closed", body = Body<AnchorConfig>),
+    (status = 200, description = "The room as the caller sees it; roomId -1 when it is unknown or closed", body = ResponseBody<AnchorConfig>),
 ))]
 pub(crate) async fn anchor_config(
-    State(edge): State<Arc<Edge>>,
-    LoggedIn(who): LoggedIn,
+    State(context): State<Arc<ApiContext>>,
+    LoggedIn(identity): LoggedIn,
     params: Params,
-) -> Result<Answer<AnchorConfig>, Refused> {
-    let found = match room(&params)? {
-        Asked::Id(room) => edge.living(&FindRoom { app: edge.app, room }).await?,
-        Asked::Nothing => None,
+) -> Result<Success<AnchorConfig>, ApiError> {
+    let found = match room_id(&params)? {
+        RequestedId::Valid(room) => {
+            context.command_living(&FindRoom { app: context.app, room }).await?
+        }
+        RequestedId::Impossible => None,
     };
-    let watcher = edge.profile(&who).await;
-    let mut config = nowhere(who.user, watcher);
+    let watcher = context.profile(&identity).await;
+    let mut config = without_room(identity.user, watcher);
     if let Some(room) = found {
-        let anchor = edge.known(&[room.anchor]).await.pop();
-        let anchor = anchor.unwrap_or_else(|| Profile::unknown(room.anchor));
+        let anchor = context.stored_profile(room.anchor).await;
         config.room_id = room.room.get().into();
         config.room_name = room.name;
         config.anchor_id = room.anchor.get();
         config.avatar = anchor.avatar_or_default().to_owned();
         config.anchor_img = if room.cover.is_empty() { config.avatar.clone() } else { room.cover };
         config.anchor_nick_name = anchor.nick_name;
-        config.anchor = room.anchor == who.user;
+        config.anchor = room.anchor == identity.user;
         config.is_anchor = config.anchor;
         config.watch_num = room.watch_num;
     }
-    Ok(Answer(config))
+    Ok(Success(config))
 }
 
-/// The room asked for.
-pub(super) fn room(params: &Params) -> Result<Asked<RoomId>, Refused> {
-    let missing = || Refused::parameter("需要给定直播间id");
-    params.asked("roomId").map_err(|_| missing())?.ok_or_else(missing)
-}
-
-fn nowhere(user_id: UserId, watcher: Profile) -> AnchorConfig {
+/// Returns the response for a room that is unknown or closed.
+fn without_room(user_id: UserId, watcher: Profile) -> AnchorConfig {
     AnchorConfig {
         room_id: -1,
         room_name: String::new(),
@@ -110,9 +107,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nowhere_has_every_field_too() {
+    fn the_response_without_a_room_has_every_field() {
         let user: UserId = "285608972927369217".parse().unwrap();
-        let text = serde_json::to_string(&nowhere(user, Profile::unknown(user))).unwrap();
+        let text = serde_json::to_string(&without_room(user, Profile::default_for(user))).unwrap();
         let config: Value = serde_json::from_str(&text).unwrap();
         for name in [
             "anchorId",

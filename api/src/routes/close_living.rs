@@ -1,33 +1,37 @@
-//! `/living/closeLiving`: the anchor ends the room.
+//! `/living/closeLiving`: the anchor closes the room.
 
 use std::sync::Arc;
 
 use axum::extract::State;
 use qiyu_schema::command::CloseRoom;
 
+use super::parameters::room_id;
 use crate::{
-    answer::{Body, Done, Nothing, Refused},
-    edge::Edge,
-    identity::LoggedIn,
-    params::{Asked, Params},
+    caller::LoggedIn,
+    context::ApiContext,
+    params::{Params, RequestedId},
+    response::{ApiError, Nothing, ResponseBody, SuccessWithoutData},
+    texts,
 };
 
-/// Whoever may not, and whatever room it is, hears the same words.
-#[utoipa::path(post, path = "/living/closeLiving", tag = "living", security(("login" = [])), params(
+/// Closes the caller's room. All refusals have the same text.
+#[utoipa::path(post, path = "/living/closeLiving", summary = "Whoever may not, and whatever room it is, hears the same words.", tag = "living", security(("login" = [])), params(
     ("roomId" = u64, Query, description = "The room"),
 ), responses(
-    (status = 200, description = "code 200, or 400, 401, 501 (not the anchor, unknown, closed)", body = Body<Nothing>),
+    (status = 200, description = "code 200, or 400, 401, 501 (not the anchor, unknown, closed)", body = ResponseBody<Nothing>),
 ))]
 pub(crate) async fn close_living(
-    State(edge): State<Arc<Edge>>,
-    LoggedIn(who): LoggedIn,
+    State(context): State<Arc<ApiContext>>,
+    LoggedIn(identity): LoggedIn,
     params: Params,
-) -> Result<Done, Refused> {
-    match super::anchor_config::room(&params)? {
-        Asked::Id(room) => {
-            edge.living(&CloseRoom { app: edge.app, room, by: who.user }).await?;
-            Ok(Done)
+) -> Result<SuccessWithoutData, ApiError> {
+    match room_id(&params)? {
+        RequestedId::Valid(room) => {
+            context
+                .command_living(&CloseRoom { app: context.app, room, by: identity.user })
+                .await?;
+            Ok(SuccessWithoutData)
         }
-        Asked::Nothing => Err(Refused::new(501, "关播异常，请稍后再试")),
+        RequestedId::Impossible => Err(ApiError::new(501, texts::ROOM_NOT_CLOSED)),
     }
 }

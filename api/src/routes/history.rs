@@ -1,69 +1,76 @@
-//! `/im/history`: what was said in a room, page by page towards the past.
+//! `/im/history`: the chat messages of a room, page by page towards the past.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::extract::State;
 use qiyu_nats::{
     bucket::BucketError,
+    chain,
     log::{LogEntry, ReadError},
     stream::BucketName,
 };
 use qiyu_schema::{
     AppId, MsgId, RoomId,
     event::Event,
-    ledger::Page,
+    ledger::ReadPage,
     room,
     subject::{self, RoomKind},
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
+use super::parameters::{malformed, message_limit, room_id};
 use crate::{
-    answer::{Answer, Body, Refused},
-    edge::Edge,
-    identity::LoggedIn,
-    messages::{CHAT, Message, MessagePage, page_size},
-    params::{Asked, Params},
+    caller::LoggedIn,
+    context::ApiContext,
+    messages::{CHAT, Message, MessagePage},
+    params::{Params, RequestedId},
+    response::{ApiError, ResponseBody, Success},
+    texts,
 };
 
-/// Answers whoever is logged in; a closed room is readable, too.
-#[utoipa::path(post, path = "/im/history", tag = "im", security(("login" = [])), params(
+/// Returns a page of a room's messages to a logged-in user, also of a closed room.
+#[utoipa::path(post, path = "/im/history", summary = "Answers whoever is logged in; a closed room is readable, too.", tag = "im", security(("login" = [])), params(
     ("roomId" = u64, Query, description = "The room"),
     ("before" = Option<u64>, Query, description = "Only messages with a msgId under this one"),
     ("limit" = Option<u32>, Query, description = "1 to 100; absent: 50"),
 ), responses(
-    (status = 200, description = "The newest of them, oldest first; code 404: never a room", body = Body<MessagePage>),
+    (status = 200, description = "The newest of them, oldest first; code 404: never a room", body = ResponseBody<MessagePage>),
 ))]
 pub(crate) async fn history(
-    State(edge): State<Arc<Edge>>,
-    LoggedIn(who): LoggedIn,
+    State(context): State<Arc<ApiContext>>,
+    LoggedIn(identity): LoggedIn,
     params: Params,
-) -> Result<Answer<MessagePage>, Refused> {
-    let missing = || Refused::parameter("需要给定直播间id");
-    let asked = params.asked::<RoomId>("roomId").map_err(|_| missing())?.ok_or_else(missing)?;
-    let before =
-        params.parsed::<MsgId>("before").map_err(|_| Refused::parameter("参数格式错误"))?;
-    let limit = page_size(&params)?;
-    let Asked::Id(room) = asked else { return Err(never_a_room()) };
-    if !ever_opened(&edge, room).await? {
-        return Err(never_a_room());
+) -> Result<Success<MessagePage>, ApiError> {
+    let requested = room_id(&params)?;
+    let before = params.parsed::<MsgId>("before").map_err(|_| malformed())?;
+    let limit = message_limit(&params)?;
+    let RequestedId::Valid(room) = requested else { return Err(unknown_room()) };
+    if !ever_opened(&context, room).await? {
+        return Err(unknown_room());
     }
-    let subject = subject::room(edge.app, room, RoomKind::Msg);
+    let subject = subject::room(context.app, room, RoomKind::Msg);
     let before = before.map_or(u64::MAX, MsgId::seq_not_below);
-    // One more than asked for tells whether there is a further page.
-    let found = patiently(|| edge.bus.read_back(&subject, before, limit + 1, is_chat)).await?;
-    let has_next = limit < found.len();
+    // One message more than requested shows whether there is a further page.
+    let found = retry_read(|| context.bus.read_back(&subject, before, limit + 1, is_chat)).await?;
+    let has_next = found.len() > limit;
     let page = &found[usize::from(has_next)..];
     if let (Some(first), Some(last)) = (page.first(), page.last()) {
-        let (app, user, room) = (edge.app, who.user, Some(room));
-        edge.reads.note(Page { app, user, room, first: first.msg_id(), last: last.msg_id() });
+        let (app, user, room) = (context.app, identity.user, Some(room));
+        context.page_reads.record(ReadPage {
+            app,
+            user,
+            room,
+            first: first.msg_id(),
+            last: last.msg_id(),
+        });
     }
     let list = page
         .iter()
         .filter_map(chat_of)
-        .map(|(app, msg_id, data)| Message::new(app, who.user, CHAT, data, msg_id))
+        .map(|(app, msg_id, data)| Message::new(app, identity.user, CHAT, data, msg_id))
         .collect();
-    Ok(Answer(MessagePage { list, has_next }))
+    Ok(Success(MessagePage { list, has_next }))
 }
 
 fn is_chat(entry: &LogEntry) -> bool {
@@ -79,48 +86,49 @@ fn chat_of(entry: &LogEntry) -> Option<(AppId, MsgId, String)> {
     }
 }
 
-/// Whether the log, or the list of open rooms, knows the room at all.
-async fn ever_opened(edge: &Edge, room: RoomId) -> Result<bool, Refused> {
+/// Returns whether the log or the bucket of open rooms has the room.
+async fn ever_opened(context: &ApiContext, room: RoomId) -> Result<bool, ApiError> {
     for kind in [RoomKind::Opened, RoomKind::Closed] {
-        let subject = subject::room(edge.app, room, kind);
-        if patiently(|| edge.bus.read_last(&subject)).await?.is_some() {
+        let subject = subject::room(context.app, room, kind);
+        if retry_read(|| context.bus.read_last(&subject)).await?.is_some() {
             return Ok(true);
         }
     }
-    let rooms = edge.bus.bucket(BucketName::Rooms);
-    let slot = rooms.read(&room::key(edge.app, room)).await.map_err(|error: BucketError| {
-        warn!(error = &error as &dyn std::error::Error, "rooms not read");
-        Refused::system()
+    let rooms = context.bus.bucket(BucketName::Rooms);
+    let slot = rooms.read(&room::key(context.app, room)).await.map_err(|error: BucketError| {
+        warn!(error = %chain(&error), "rooms not read");
+        ApiError::system()
     })?;
     Ok(slot.value.is_some())
 }
 
-fn never_a_room() -> Refused {
-    Refused::new(404, "直播间不存在")
+fn unknown_room() -> ApiError {
+    ApiError::new(404, texts::UNKNOWN_ROOM)
 }
 
-/// How long a page waits for the log, which after the death of one of three
-/// servers elects a new leader first.
-const PATIENCE: Duration = Duration::from_secs(6);
-const AGAIN_AFTER: Duration = Duration::from_millis(300);
+/// How long a page waits for the log, which elects a new leader after the death of one of three
+/// servers.
+const READ_TIMEOUT: Duration = Duration::from_secs(6);
+/// Pause between attempts.
+const READ_RETRY_INTERVAL: Duration = Duration::from_millis(300);
 
-/// Reads until that succeeds, or for as long as somebody waits for a page.
-async fn patiently<T, F>(read: impl Fn() -> F) -> Result<T, Refused>
+/// Repeats a read until it succeeds, for [`READ_TIMEOUT`].
+async fn retry_read<T, F>(read: impl Fn() -> F) -> Result<T, ApiError>
 where
     F: Future<Output = Result<T, ReadError>>,
 {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + READ_TIMEOUT;
     loop {
-        let why = match timeout_at(deadline, read()).await {
+        let error = match timeout_at(deadline, read()).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(error)) => error,
-            Err(_) => ReadError::Silent,
+            Err(_) => ReadError::Timeout,
         };
-        if deadline < Instant::now() + AGAIN_AFTER {
-            warn!(error = &why as &dyn std::error::Error, "history not read");
-            return Err(Refused::system());
+        if deadline < Instant::now() + READ_RETRY_INTERVAL {
+            warn!(error = %chain(&error), "history not read");
+            return Err(ApiError::system());
         }
-        debug!(error = &why as &dyn std::error::Error, "history not read yet, trying again");
-        sleep(AGAIN_AFTER).await;
+        debug!(error = %chain(&error), "history not read yet, trying again");
+        sleep(READ_RETRY_INTERVAL).await;
     }
 }

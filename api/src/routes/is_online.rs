@@ -1,33 +1,34 @@
-//! `/im/isOnline`: has a user a connection?
+//! `/im/isOnline`: whether a user has a connection.
 
 use std::sync::Arc;
 
 use axum::extract::State;
+use qiyu_nats::chain;
 use tracing::warn;
 
+use super::parameters::user_id;
 use crate::{
-    answer::{Answer, Body, Refused},
-    edge::Edge,
-    identity::LoggedIn,
+    caller::LoggedIn,
+    context::ApiContext,
     params::Params,
+    response::{ApiError, ResponseBody, Success},
 };
 
-/// Answers whoever is logged in.
-#[utoipa::path(post, path = "/im/isOnline", tag = "im", security(("login" = [])), params(
+/// Returns to a logged-in user whether a user has a connection.
+#[utoipa::path(post, path = "/im/isOnline", summary = "Answers whoever is logged in.", tag = "im", security(("login" = [])), params(
     ("userId" = u64, Query, description = "About whom"),
 ), responses(
-    (status = 200, description = "Whether the user has a connection", body = Body<bool>),
+    (status = 200, description = "Whether the user has a connection", body = ResponseBody<bool>),
 ))]
 pub(crate) async fn is_online(
-    State(edge): State<Arc<Edge>>,
+    State(context): State<Arc<ApiContext>>,
     LoggedIn(_): LoggedIn,
     params: Params,
-) -> Result<Answer<bool>, Refused> {
-    let missing = || Refused::parameter("需要给定用户id");
-    let user = params.parsed("userId").map_err(|_| missing())?.ok_or_else(missing)?;
-    let online = edge.sessions.is_online(edge.app, user).await.map_err(|error| {
-        warn!(%user, error = &error as &dyn std::error::Error, "sessions not read");
-        Refused::system()
+) -> Result<Success<bool>, ApiError> {
+    let user = user_id(&params)?;
+    let online = context.sessions.is_online(context.app, user).await.map_err(|error| {
+        warn!(%user, error = %chain(&error), "sessions not read");
+        ApiError::system()
     })?;
-    Ok(Answer(online))
+    Ok(Success(online))
 }

@@ -10,10 +10,12 @@ use qiyu_schema::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::parameters::room_type;
 use crate::{
-    answer::{Answer, Body, Refused},
-    edge::Edge,
+    context::ApiContext,
     params::Params,
+    response::{ApiError, ResponseBody, Success},
+    texts,
 };
 
 /// Rows on one page.
@@ -21,14 +23,16 @@ const PAGE_SIZE_MAX: u32 = 100;
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Page {
-    list: Vec<Row>,
+#[schema(as = Page)]
+pub(crate) struct RoomListPage {
+    list: Vec<RoomRow>,
     has_next: bool,
 }
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Row {
+#[schema(as = Row)]
+pub(crate) struct RoomRow {
     #[schema(value_type = u64)]
     id: RoomId,
     room_name: String,
@@ -39,7 +43,7 @@ pub(crate) struct Row {
     covert_img: String,
 }
 
-impl From<RoomView> for Row {
+impl From<RoomView> for RoomRow {
     fn from(room: RoomView) -> Self {
         Self {
             id: room.room,
@@ -52,38 +56,31 @@ impl From<RoomView> for Row {
     }
 }
 
-/// Answers anybody.
-#[utoipa::path(post, path = "/living/list", tag = "living", params(
+/// Answers any caller.
+#[utoipa::path(post, path = "/living/list", summary = "Answers anybody.", tag = "living", params(
     ("type" = u8, Query, description = "1 or 2"),
     ("page" = u32, Query, description = "From 1"),
     ("pageSize" = u32, Query, description = "1 to 100"),
 ), responses(
-    (status = 200, description = "Open rooms, newest first; anybody may ask", body = Body<Page>),
+    (status = 200, description = "Open rooms, newest first; anybody may ask", body = ResponseBody<RoomListPage>),
 ))]
 pub(crate) async fn list_rooms(
-    State(edge): State<Arc<Edge>>,
+    State(context): State<Arc<ApiContext>>,
     params: Params,
-) -> Result<Answer<Page>, Refused> {
+) -> Result<Success<RoomListPage>, ApiError> {
     let room_type = room_type(&params)?;
     let (page, page_size) = range(&params)?;
-    let asked = ListRooms { app: edge.app, room_type, page, page_size };
-    let found = edge.living(&asked).await?;
-    let list = found.rooms.into_iter().map(Row::from).collect();
-    Ok(Answer(Page { list, has_next: found.has_next }))
+    let command = ListRooms { app: context.app, room_type, page, page_size };
+    let found = context.command_living(&command).await?;
+    let list = found.rooms.into_iter().map(RoomRow::from).collect();
+    Ok(Success(RoomListPage { list, has_next: found.has_next }))
 }
 
-/// 1 ordinary, 2 pk.
-pub(super) fn room_type(params: &Params) -> Result<u8, Refused> {
-    match params.parsed("type") {
-        Ok(Some(room_type @ (1 | 2))) => Ok(room_type),
-        _ => Err(Refused::parameter("需要给定直播间类型")),
-    }
-}
-
-fn range(params: &Params) -> Result<(u32, u32), Refused> {
+/// Reads the page and its size.
+fn range(params: &Params) -> Result<(u32, u32), ApiError> {
     match (params.parsed("page"), params.parsed("pageSize")) {
         (Ok(Some(page @ 1..)), Ok(Some(size @ 1..=PAGE_SIZE_MAX))) => Ok((page, size)),
-        _ => Err(Refused::parameter("分页查询参数错误")),
+        _ => Err(ApiError::bad_parameter(texts::BAD_PAGE)),
     }
 }
 
@@ -99,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ranges_are_what_the_contract_says() {
+    async fn pages_are_numbered_from_1_and_hold_1_to_100_rows() {
         for good in ["page=1&pageSize=1", "page=4294967295&pageSize=100"] {
             assert!(range(&params(good).await).is_ok(), "{good}");
         }
@@ -115,16 +112,7 @@ mod tests {
             "page=4294967296&pageSize=10",
         ] {
             let refused = range(&params(bad).await).unwrap_err();
-            assert_eq!(refused, Refused::parameter("分页查询参数错误"), "{bad}");
-        }
-    }
-
-    #[tokio::test]
-    async fn there_are_two_types() {
-        assert_eq!(room_type(&params("type=2").await), Ok(2));
-        for bad in ["", "type=", "type=0", "type=3", "type=x", "type=257"] {
-            let refused = room_type(&params(bad).await).unwrap_err();
-            assert_eq!(refused, Refused::parameter("需要给定直播间类型"), "{bad}");
+            assert_eq!(refused, ApiError::bad_parameter("分页查询参数错误"), "{bad}");
         }
     }
 }

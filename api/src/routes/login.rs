@@ -1,4 +1,4 @@
-//! `/user/login`: anybody is whoever they say. For trying things out only.
+//! `/user/login`: a login as any user, without a password. For trials only.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use qiyu_nats::chain;
 use qiyu_schema::UserId;
 use rand::Rng;
 use serde::Serialize;
@@ -14,30 +15,31 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::{
-    answer::{Answer, Body, Refused},
-    edge::Edge,
+    context::ApiContext,
     identity::{COOKIE, Identity},
     params::Params,
     profile::{NAME_CHARS_MAX, Profile, is_avatar, shown_name},
+    response::{ApiError, ResponseBody, Success},
+    texts,
 };
 
-/// How long a login lasts; the seed's cookie did as long.
+/// How long a login lasts.
 const LOGIN_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Guests' ids: far above anything typed by hand, and exact in JavaScript.
+/// The ids of guests: far above ids typed by hand, and exact in JavaScript.
 const GUESTS: std::ops::Range<u64> = 1_000_000_000_001..1 << 53;
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Who {
+#[schema(as = Who)]
+pub(crate) struct LoginResponse {
     #[schema(value_type = u64)]
     user_id: UserId,
     nick_name: String,
     avatar: String,
 }
 
-/// The cookie's content once more, where the page can read it, so that each of
-/// its tabs can be somebody else. It gives nothing away: whoever gets here can
-/// be anybody.
+/// The header with the value of the cookie, which the page can read, so that each of its tabs can
+/// be another user. It discloses nothing: the caller of this route can be any user.
 const TOKEN: HeaderName = HeaderName::from_static("x-qiyu-token");
 
 /// Logs in as the user of the given id, or as a new guest.
@@ -47,70 +49,67 @@ const TOKEN: HeaderName = HeaderName::from_static("x-qiyu-token");
     ("avatar" = Option<String>, Query, description = "An http(s) URL or a path"),
     ("vip" = Option<bool>, Query, description = "May open rooms"),
 ), responses(
-    (status = 200, description = "Sets the cookie qytk; code 403 unless dev_login is on", body = Body<Who>),
+    (status = 200, description = "Sets the cookie qytk; code 403 unless dev_login is on", body = ResponseBody<LoginResponse>),
 ))]
 pub(crate) async fn login(
-    State(edge): State<Arc<Edge>>,
+    State(context): State<Arc<ApiContext>>,
     params: Params,
-) -> Result<Response, Refused> {
-    if !edge.dev_login {
-        return Err(Refused::new(403, "未开放登录"));
+) -> Result<Response, ApiError> {
+    if !context.dev_login {
+        return Err(ApiError::new(403, texts::LOGIN_OFF));
     }
-    let asked = read(&params)?;
-    let (user, profile) = match asked.user {
-        Some(user) => {
-            let known = edge.known(&[user]).await.pop();
-            (user, known.unwrap_or_else(|| Profile::unknown(user)))
-        }
-        None => guest(),
+    let requested = read(&params)?;
+    let (user, profile) = match requested.user {
+        Some(user) => (user, context.stored_profile(user).await),
+        None => new_guest(),
     };
     let profile = Profile {
-        nick_name: asked.nick_name.unwrap_or(profile.nick_name),
-        avatar: asked.avatar.unwrap_or(profile.avatar),
+        nick_name: requested.nick_name.unwrap_or(profile.nick_name),
+        avatar: requested.avatar.unwrap_or(profile.avatar),
     };
-    edge.profiles.keep(user, &profile).await.map_err(|error| {
-        warn!(%user, error = &error as &dyn std::error::Error, "login not kept");
-        Refused::system()
+    context.profiles.store(user, &profile).await.map_err(|error| {
+        warn!(%user, error = %chain(&error), "login not kept");
+        ApiError::system()
     })?;
-    let who = Identity {
+    let identity = Identity {
         user,
         nick_name: Some(profile.nick_name.clone()),
         avatar: Some(profile.avatar.clone()).filter(|avatar| !avatar.is_empty()),
-        vip: asked.vip,
+        vip: requested.vip,
     };
-    let token = edge.keys.sign(&who, LOGIN_TTL).ok_or_else(Refused::system)?;
+    let token = context.keys.sign(&identity, LOGIN_TTL).ok_or_else(ApiError::system)?;
     let cookie = format!(
         "{COOKIE}={}; Path=/; HttpOnly; SameSite=Lax; Max-Age={}",
         token.expose(),
         LOGIN_TTL.as_secs()
     );
-    let text = |text: &str| HeaderValue::from_str(text).map_err(|_| Refused::system());
+    let text = |text: &str| HeaderValue::from_str(text).map_err(|_| ApiError::system());
     let headers = [(header::SET_COOKIE, text(&cookie)?), (TOKEN, text(token.expose())?)];
     let Profile { nick_name, avatar } = profile;
-    Ok((headers, Answer(Who { user_id: user, nick_name, avatar })).into_response())
+    Ok((headers, Success(LoginResponse { user_id: user, nick_name, avatar })).into_response())
 }
 
-/// What was asked for.
+/// The parameters of a login.
 #[derive(Debug, PartialEq, Eq)]
-struct Asked {
+struct LoginParams {
     user: Option<UserId>,
     nick_name: Option<String>,
     avatar: Option<String>,
     vip: bool,
 }
 
-fn read(params: &Params) -> Result<Asked, Refused> {
-    let user = params.parsed("userId").map_err(|_| Refused::parameter("用户id不正确"))?;
+fn read(params: &Params) -> Result<LoginParams, ApiError> {
+    let user = params.parsed("userId").map_err(|_| ApiError::bad_parameter(texts::BAD_USER_ID))?;
     let nick_name = params.text("nickName");
-    if nick_name.is_some_and(|name| NAME_CHARS_MAX < name.chars().count()) {
-        return Err(Refused::parameter("昵称过长"));
+    if nick_name.is_some_and(|name| name.chars().count() > NAME_CHARS_MAX) {
+        return Err(ApiError::bad_parameter(texts::NAME_TOO_LONG));
     }
     let avatar = params.text("avatar");
     if avatar.is_some_and(|url| !is_avatar(url)) {
-        return Err(Refused::parameter("头像地址不正确"));
+        return Err(ApiError::bad_parameter(texts::BAD_AVATAR));
     }
-    let vip = params.parsed("vip").map_err(|_| Refused::parameter("vip只能是true或false"))?;
-    Ok(Asked {
+    let vip = params.parsed("vip").map_err(|_| ApiError::bad_parameter(texts::BAD_VIP))?;
+    Ok(LoginParams {
         user,
         nick_name: nick_name.and_then(shown_name),
         avatar: avatar.map(str::to_owned),
@@ -118,10 +117,10 @@ fn read(params: &Params) -> Result<Asked, Refused> {
     })
 }
 
-fn guest() -> (UserId, Profile) {
+fn new_guest() -> (UserId, Profile) {
     let mut rng = rand::rng();
     let id = rng.random_range(GUESTS);
-    let nick_name = format!("游客-{:04}", rng.random_range(0..10_000));
+    let nick_name = texts::guest_name(rng.random_range(0..10_000));
     let user = UserId::try_from(id).expect("every guest id is over the floor");
     (user, Profile { nick_name, avatar: String::new() })
 }
@@ -132,36 +131,36 @@ mod tests {
 
     use super::*;
 
-    async fn asked(query: &str) -> Result<Asked, Refused> {
+    async fn requested(query: &str) -> Result<LoginParams, ApiError> {
         let request = Request::builder().uri(format!("/?{query}")).body(Body::empty()).unwrap();
         read(&Params::from_request(request, &()).await.unwrap())
     }
 
     #[tokio::test]
-    async fn only_what_can_be_shown_is_taken() {
+    async fn a_name_or_picture_that_cannot_be_shown_is_refused() {
         let url = format!("avatar=https://{}", "a".repeat(255));
         let name = format!("nickName={}", "n".repeat(36));
         for bad in ["userId=9999", "userId=x", &name, &url, "avatar=javascript:1", "vip=1"] {
-            assert!(asked(bad).await.is_err(), "{bad}");
+            assert!(requested(bad).await.is_err(), "{bad}");
         }
-        let full = asked("userId=10000&nickName=Ann&avatar=http://a/b&vip=true").await.unwrap();
+        let full = requested("userId=10000&nickName=Ann&avatar=http://a/b&vip=true").await.unwrap();
         assert_eq!(
             full,
-            Asked {
+            LoginParams {
                 user: Some("10000".parse().unwrap()),
                 nick_name: Some("Ann".into()),
                 avatar: Some("http://a/b".into()),
                 vip: true
             }
         );
-        let none = Asked { user: None, nick_name: None, avatar: None, vip: false };
-        assert_eq!(asked("").await.unwrap(), none);
+        let none = LoginParams { user: None, nick_name: None, avatar: None, vip: false };
+        assert_eq!(requested("").await.unwrap(), none);
     }
 
     #[test]
-    fn guests_are_exact_in_javascript() {
+    fn the_ids_of_guests_are_exact_in_javascript() {
         for _ in 0..1000 {
-            let id = guest().0.get();
+            let id = new_guest().0.get();
             assert!(1_000_000_000_000 < id && id < 1 << 53);
         }
     }

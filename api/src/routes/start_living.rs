@@ -7,17 +7,20 @@ use qiyu_schema::{RoomId, command::OpenRoom};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::parameters::room_type;
 use crate::{
-    answer::{Answer, Body, Refused},
-    edge::Edge,
-    identity::LoggedIn,
+    caller::LoggedIn,
+    context::ApiContext,
     params::Params,
     profile::is_avatar,
+    response::{ApiError, ResponseBody, Success},
+    texts,
 };
 
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Started {
+#[schema(as = Started)]
+pub(crate) struct StartedRoom {
     #[schema(value_type = u64)]
     room_id: RoomId,
 }
@@ -28,25 +31,25 @@ pub(crate) struct Started {
     ("roomName" = Option<String>, Query, description = "Absent: made from the id of the anchor"),
     ("covertImg" = Option<String>, Query, description = "Absent: the picture of the anchor"),
 ), responses(
-    (status = 200, description = "The room, a new one or the one that is open; code 401, 403 without vip, 400", body = Body<Started>),
+    (status = 200, description = "The room, a new one or the one that is open; code 401, 403 without vip, 400", body = ResponseBody<StartedRoom>),
 ))]
 pub(crate) async fn start_living(
-    State(edge): State<Arc<Edge>>,
-    LoggedIn(who): LoggedIn,
+    State(context): State<Arc<ApiContext>>,
+    LoggedIn(identity): LoggedIn,
     params: Params,
-) -> Result<Answer<Started>, Refused> {
-    if !who.vip {
-        return Err(Refused::forbidden());
+) -> Result<Success<StartedRoom>, ApiError> {
+    if !identity.vip {
+        return Err(ApiError::forbidden());
     }
-    let room_type = super::list_rooms::room_type(&params)?;
+    let room_type = room_type(&params)?;
     let cover = params.text("covertImg").unwrap_or_default().to_owned();
     if !is_avatar(&cover) {
-        return Err(Refused::parameter("封面地址不正确"));
+        return Err(ApiError::bad_parameter(texts::BAD_COVER));
     }
     let name = params.text("roomName").map(str::to_owned);
-    let profile = edge.profile(&who).await;
-    let cover = if cover.is_empty() { profile.avatar } else { cover }; // as the seed has it
-    let open = OpenRoom { app: edge.app, anchor: who.user, room_type, name, cover };
-    let room_id = edge.living(&open).await?;
-    Ok(Answer(Started { room_id }))
+    let profile = context.profile(&identity).await;
+    let cover = if cover.is_empty() { profile.avatar } else { cover };
+    let open = OpenRoom { app: context.app, anchor: identity.user, room_type, name, cover };
+    let room_id = context.command_living(&open).await?;
+    Ok(Success(StartedRoom { room_id }))
 }

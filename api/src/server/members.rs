@@ -1,4 +1,4 @@
-//! Who is inside a room.
+//! `/server/rooms/{id}/members`: the users inside a room.
 
 use std::sync::Arc;
 
@@ -13,16 +13,21 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Asked, Call, Failed, Failure, id, maybe_id};
-use crate::edge::Edge;
+use super::{
+    call::{Authorized, ServerCall},
+    error::{ServerError, ServerErrorBody},
+    ids::{id, maybe_id},
+};
+use crate::{context::ApiContext, texts};
 
-/// Members on a page, if nobody says how many, and at most.
+/// Members on a page, also without a limit in the request.
 const PAGE_MAX: u32 = 1000;
 
-/// Which page.
+/// The page to return.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct AskMembers {
+#[schema(as = AskMembers, description = "Which page.")]
+pub(crate) struct MembersRequest {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]
     #[schema(value_type = Option<u32>)]
@@ -36,20 +41,21 @@ pub(crate) struct AskMembers {
     limit: Option<u32>,
 }
 
-/// The same over NATS, where no path names the room.
+/// The request over NATS, where no path names the room.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct AskMembersOf {
+pub(crate) struct RoomMembersRequest {
     #[serde(deserialize_with = "id")]
     room_id: RoomId,
     #[serde(flatten)]
-    page: AskMembers,
+    page: MembersRequest,
 }
 
 /// Users inside a room, each once, by their ids.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Members {
+#[schema(as = Members)]
+pub(crate) struct MemberPage {
     #[schema(value_type = Vec<u64>)]
     list: Vec<UserId>,
     /// How many there are in all.
@@ -57,49 +63,54 @@ pub(crate) struct Members {
     has_next: bool,
 }
 
-/// Lists who is inside a room.
-#[utoipa::path(post, path = "/server/rooms/{id}/members", tag = "server", security(("apiKey" = [])),
-    params(("id" = u64, Path, description = "The room")), request_body = AskMembers, responses(
-    (status = 200, description = "A page of them; none of a room that is closed or was never open", body = Members),
-    (status = 400, description = "The body is wrong", body = Failure),
-    (status = 401, description = "The key is wrong", body = Failure),
-    (status = 503, description = "Nobody can tell at the moment", body = Failure),
+/// Lists the users inside a room.
+#[utoipa::path(post, path = "/server/rooms/{id}/members", summary = "Lists who is inside a room.", tag = "server", security(("apiKey" = [])),
+    params(("id" = u64, Path, description = "The room")), request_body = MembersRequest, responses(
+    (status = 200, description = "A page of them; none of a room that is closed or was never open", body = MemberPage),
+    (status = 400, description = "The body is wrong", body = ServerErrorBody),
+    (status = 401, description = "The key is wrong", body = ServerErrorBody),
+    (status = 503, description = "Nobody can tell at the moment", body = ServerErrorBody),
 ))]
 pub(super) async fn members(
-    State(edge): State<Arc<Edge>>,
+    State(context): State<Arc<ApiContext>>,
     Path(room): Path<String>,
-    Asked(page): Asked<AskMembers>,
-) -> Result<Json<Members>, Failed> {
-    let room_id = room.parse().map_err(|error| Failed::asked(format!("room: {error}")))?;
-    AskMembersOf { room_id, page }.answer(&edge).await.map(Json)
+    Authorized(page): Authorized<MembersRequest>,
+) -> Result<Json<MemberPage>, ServerError> {
+    let room_id =
+        room.parse().map_err(|error| ServerError::bad_request(format!("room: {error}")))?;
+    RoomMembersRequest { room_id, page }.handle(&context).await.map(Json)
 }
 
-impl Call for AskMembers {
-    type Answer = Members;
+impl ServerCall for MembersRequest {
+    type Response = MemberPage;
 
-    async fn answer(self, _: &Edge) -> Result<Members, Failed> {
-        Err(Failed::asked("roomId is missing"))
+    async fn handle(self, _: &ApiContext) -> Result<MemberPage, ServerError> {
+        Err(ServerError::bad_request(texts::server::ROOM_ID_MISSING))
     }
 }
 
-impl Call for AskMembersOf {
-    type Answer = Members;
+impl ServerCall for RoomMembersRequest {
+    type Response = MemberPage;
 
-    async fn answer(self, edge: &Edge) -> Result<Members, Failed> {
-        let AskMembersOf { room_id: room, page: AskMembers { app_id, after, limit } } = self;
-        let app = edge.app_of(app_id).map_err(Failed::asked)?;
+    async fn handle(self, context: &ApiContext) -> Result<MemberPage, ServerError> {
+        let RoomMembersRequest { room_id: room, page: MembersRequest { app_id, after, limit } } =
+            self;
+        let app = context.app_or_default(app_id).map_err(ServerError::bad_request)?;
         let limit = limit.unwrap_or(PAGE_MAX);
         if !(1..=PAGE_MAX).contains(&limit) {
-            return Err(Failed::asked("limit is 1 to 1000"));
+            return Err(ServerError::bad_request(texts::server::BAD_LIMIT));
         }
         let partition = Partition::of_room(app, room);
-        match edge.bus.ask_owner(partition, &ListMembers { app, room, after, limit }).await {
+        match context.bus.request_owner(partition, &ListMembers { app, room, after, limit }).await {
             Ok(found) => {
-                Ok(Members { list: found.users, total: found.total, has_next: found.has_next })
+                Ok(MemberPage { list: found.users, total: found.total, has_next: found.has_next })
             }
             Err(error) => {
                 warn!(%room, error = %chain(&error), "members not listed");
-                Err(Failed::new(StatusCode::SERVICE_UNAVAILABLE, "nobody can tell at the moment"))
+                Err(ServerError::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    texts::server::MEMBERS_UNAVAILABLE,
+                ))
             }
         }
     }

@@ -1,26 +1,32 @@
-//! Who has a connection.
+//! `/server/online`: whether users have a connection.
 
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use qiyu_nats::chain;
 use qiyu_schema::{AppId, UserId};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Asked, Call, Failed, Failure, ids, maybe_id};
-use crate::edge::Edge;
+use super::{
+    call::{Authorized, ServerCall},
+    error::{ServerError, ServerErrorBody},
+    ids::{ids, maybe_id},
+};
+use crate::{context::ApiContext, texts};
 
-/// Users asked about at once.
+/// Users in one request.
 const USERS_MAX: usize = 1000;
-/// Sessions read at once.
-const READS: usize = 16;
+/// Sessions of users that are read concurrently.
+const CONCURRENT_READS: usize = 16;
 
-/// About whom: one, or several.
+/// The users in question: one, or several.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct AskOnline {
+#[schema(as = AskOnline, description = "About whom: one, or several.")]
+pub(crate) struct OnlineRequest {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]
     #[schema(value_type = Option<u32>)]
@@ -34,9 +40,10 @@ pub(crate) struct AskOnline {
     user_ids: Vec<UserId>,
 }
 
-/// Who is there.
+/// The users' state, in the order of the request.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Online {
+#[schema(as = Online, description = "Who is there.")]
+pub(crate) struct OnlineResponse {
     /// The one asked about with userId; absent without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     online: Option<bool>,
@@ -52,38 +59,39 @@ pub(crate) struct UserOnline {
     online: bool,
 }
 
-/// Says who has a connection.
-#[utoipa::path(post, path = "/server/online", tag = "server", security(("apiKey" = [])), request_body = AskOnline, responses(
-    (status = 200, description = "Who is there", body = Online),
-    (status = 400, description = "The body is wrong, or names over 1000 users", body = Failure),
-    (status = 401, description = "The key is wrong", body = Failure),
+/// Returns whether users have a connection.
+#[utoipa::path(post, path = "/server/online", summary = "Says who has a connection.", tag = "server", security(("apiKey" = [])), request_body = OnlineRequest, responses(
+    (status = 200, description = "Who is there", body = OnlineResponse),
+    (status = 400, description = "The body is wrong, or names over 1000 users", body = ServerErrorBody),
+    (status = 401, description = "The key is wrong", body = ServerErrorBody),
 ))]
 pub(super) async fn online(
-    State(edge): State<Arc<Edge>>,
-    asked: Asked<AskOnline>,
-) -> Result<Json<Online>, Failed> {
-    asked.answered(&edge).await
+    State(context): State<Arc<ApiContext>>,
+    call: Authorized<OnlineRequest>,
+) -> Result<Json<OnlineResponse>, ServerError> {
+    call.respond(&context).await
 }
 
-impl Call for AskOnline {
-    type Answer = Online;
+impl ServerCall for OnlineRequest {
+    type Response = OnlineResponse;
 
-    async fn answer(self, edge: &Edge) -> Result<Online, Failed> {
-        let app = edge.app_of(self.app_id).map_err(Failed::asked)?;
+    async fn handle(self, context: &ApiContext) -> Result<OnlineResponse, ServerError> {
+        let app = context.app_or_default(self.app_id).map_err(ServerError::bad_request)?;
         let users: Vec<UserId> = self.user_id.into_iter().chain(self.user_ids).collect();
-        if users.is_empty() || USERS_MAX < users.len() {
-            return Err(Failed::asked("give a userId, or userIds of 1 to 1000 users"));
+        if users.is_empty() || users.len() > USERS_MAX {
+            return Err(ServerError::bad_request(texts::server::BAD_USERS));
         }
-        let look = |user_id| async move {
-            let online = edge.sessions.is_online(app, user_id).await;
+        let read = |user_id| async move {
+            let online = context.sessions.is_online(app, user_id).await;
             online.map(|online| UserOnline { user_id, online })
         };
-        let list = stream::iter(users).map(look).buffered(READS).try_collect::<Vec<_>>().await;
+        let list =
+            stream::iter(users).map(read).buffered(CONCURRENT_READS).try_collect::<Vec<_>>().await;
         let list = list.map_err(|error| {
-            warn!(error = &error as &dyn std::error::Error, "sessions not read");
-            Failed::system()
+            warn!(error = %chain(&error), "sessions not read");
+            ServerError::system()
         })?;
         let online = self.user_id.and_then(|_| list.first()).map(|first| first.online);
-        Ok(Online { online, list })
+        Ok(OnlineResponse { online, list })
     }
 }

@@ -1,49 +1,53 @@
-//! Messages that come from a server: stored, receipted, delivered, resumed and
-//! found in the history like anybody's.
+//! `/server/send` and `/server/batchSend`: messages of an integrator's server. They are stored,
+//! delivered, resumed and found in the history like messages of clients.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Json, extract::State, http::StatusCode};
 use qiyu_nats::{
     chain,
-    log::{AppendError, Condition},
+    log::{AppendCondition, AppendError},
     now_ms,
     stream::BucketName,
 };
 use qiyu_schema::{
-    AppId, ClientMsgId, MsgId, Partition, RoomId, UserId,
-    command::{FindSent, fold_of},
+    AppId, ClientMsgId, MsgId, Namespace, Partition, RoomId, UserId,
+    command::{FindDuplicate, fold_group},
     event::{Event, Record, Sender},
-    id::BadId,
+    id::InvalidId,
     room::key as room_key,
     subject::{self, RoomKind},
     ticket::fresh_nonce,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::warn;
 use utoipa::ToSchema;
 
-use super::{Asked, Call, Failed, Failure, maybe_id};
-use crate::{edge::Edge, messages::CHAT, profile::Profile};
+use super::{
+    call::{Authorized, ServerCall},
+    error::{ServerError, ServerErrorBody},
+    ids::maybe_id,
+};
+use crate::{context::ApiContext, messages::CHAT, profile::Profile, texts};
 
 /// Messages in one batch.
 const BATCH_MAX: usize = 100;
-/// Bytes of data: what a client's frame may hold at most.
+/// Bytes of data: the limit of a client's frame.
 const DATA_BYTES_MAX: usize = 128 * 1024;
-/// How long a call may try to store; the HTTP server gives it twenty seconds.
-const STORE_DEADLINE: Duration = Duration::from_secs(10);
-/// How long the owner of a partition may take to say whether it knows a message.
-const QUESTION_PATIENCE: Duration = Duration::from_millis(200);
-/// What the system itself says; a client trusts it.
-const RESERVED: std::ops::RangeInclusive<i32> = 5600..=5699;
+/// How long a call may try to store. The HTTP server gives it twenty seconds.
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the owner of a partition may take to find a duplicate.
+const DUPLICATE_QUERY_TIMEOUT: Duration = Duration::from_millis(200);
+/// The business codes of the system's own messages, which clients trust.
+const RESERVED_BIZ_CODES: std::ops::RangeInclusive<i32> = 5600..=5699;
 
 /// One message to a room or to a user.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct Send {
+#[schema(as = Send)]
+pub(crate) struct SendRequest {
     /// Absent: the first of QIYU_APPS.
     #[serde(default, deserialize_with = "maybe_id")]
     #[schema(value_type = Option<u32>)]
@@ -83,10 +87,11 @@ pub(crate) struct Send {
     idempotency_key: Option<ClientMsgId>,
 }
 
-/// It is stored.
+/// The message is stored.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Sent {
+#[schema(as = Sent, description = "It is stored.")]
+pub(crate) struct SentMessage {
     /// Its place in the log.
     msg_id: String,
 }
@@ -94,9 +99,10 @@ pub(crate) struct Sent {
 /// Up to 100 messages, stored in this order.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(crate) struct SendBatch {
+#[schema(as = SendBatch)]
+pub(crate) struct SendBatchRequest {
     /// Read one by one: what is wrong with one is no matter of the others.
-    #[schema(value_type = Vec<Send>)]
+    #[schema(value_type = Vec<SendRequest>)]
     messages: Vec<Value>,
     /// Gives every message without a key of its own the key `<this>-<index>`; at
     /// most 61 characters.
@@ -105,150 +111,158 @@ pub(crate) struct SendBatch {
     idempotency_key: Option<BatchKey>,
 }
 
-/// The beginning of several keys.
+/// The prefix of the keys of a batch.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct BatchKey(String);
 
 impl TryFrom<String> for BatchKey {
-    type Error = BadId;
+    type Error = InvalidId;
 
-    fn try_from(key: String) -> Result<Self, BadId> {
-        // What the last message's key would be, so that no message finds it bad later.
+    fn try_from(key: String) -> Result<Self, InvalidId> {
+        // The key of the last message is the longest, so no message has an invalid key later.
         let longest = format!("{key}-{}", BATCH_MAX - 1);
         longest.parse::<ClientMsgId>().map(|_| Self(key))
     }
 }
 
 impl BatchKey {
-    fn of(&self, index: usize) -> Option<ClientMsgId> {
+    fn for_message(&self, index: usize) -> Option<ClientMsgId> {
         format!("{}-{index}", self.0).parse().ok()
     }
 }
 
-/// What became of each, in the order of the messages.
+/// The result of each message, in the order of the messages.
 #[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct SentBatch {
-    results: Vec<Outcome>,
+#[schema(as = SentBatch, description = "What became of each, in the order of the messages.")]
+pub(crate) struct SendBatchResponse {
+    results: Vec<SendResult>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-pub(crate) enum Outcome {
-    Sent(Sent),
-    Failed(Failure),
+#[schema(as = Outcome)]
+pub(crate) enum SendResult {
+    Sent(SentMessage),
+    Failed(ServerErrorBody),
 }
 
 /// Sends one message.
-#[utoipa::path(post, path = "/server/send", tag = "server", security(("apiKey" = [])), request_body = Send, responses(
-    (status = 200, description = "Stored", body = Sent),
-    (status = 400, description = "The body is wrong", body = Failure),
-    (status = 401, description = "The key is", body = Failure),
-    (status = 404, description = "The room is not open", body = Failure),
-    (status = 429, description = "Deliveries are far behind; try again", body = Failure),
-    (status = 503, description = "Not stored in time; the same idempotencyKey may be sent again", body = Failure),
+#[utoipa::path(post, path = "/server/send", tag = "server", security(("apiKey" = [])), request_body = SendRequest, responses(
+    (status = 200, description = "Stored", body = SentMessage),
+    (status = 400, description = "The body is wrong", body = ServerErrorBody),
+    (status = 401, description = "The key is", body = ServerErrorBody),
+    (status = 404, description = "The room is not open", body = ServerErrorBody),
+    (status = 429, description = "Deliveries are far behind; try again", body = ServerErrorBody),
+    (status = 503, description = "Not stored in time; the same idempotencyKey may be sent again", body = ServerErrorBody),
 ))]
 pub(super) async fn send(
-    State(edge): State<Arc<Edge>>,
-    asked: Asked<Send>,
-) -> Result<Json<Sent>, Failed> {
-    asked.answered(&edge).await
+    State(context): State<Arc<ApiContext>>,
+    call: Authorized<SendRequest>,
+) -> Result<Json<SentMessage>, ServerError> {
+    call.respond(&context).await
 }
 
 /// Sends several messages; each has an outcome of its own.
-#[utoipa::path(post, path = "/server/batchSend", tag = "server", security(("apiKey" = [])), request_body = SendBatch, responses(
-    (status = 200, description = "What became of each", body = SentBatch),
-    (status = 400, description = "The body is wrong, or holds over 100 messages", body = Failure),
-    (status = 401, description = "The key is wrong", body = Failure),
+#[utoipa::path(post, path = "/server/batchSend", tag = "server", security(("apiKey" = [])), request_body = SendBatchRequest, responses(
+    (status = 200, description = "What became of each", body = SendBatchResponse),
+    (status = 400, description = "The body is wrong, or holds over 100 messages", body = ServerErrorBody),
+    (status = 401, description = "The key is wrong", body = ServerErrorBody),
 ))]
 pub(super) async fn send_batch(
-    State(edge): State<Arc<Edge>>,
-    asked: Asked<SendBatch>,
-) -> Result<Json<SentBatch>, Failed> {
-    asked.answered(&edge).await
+    State(context): State<Arc<ApiContext>>,
+    call: Authorized<SendBatchRequest>,
+) -> Result<Json<SendBatchResponse>, ServerError> {
+    call.respond(&context).await
 }
 
-impl Call for Send {
-    type Answer = Sent;
+impl ServerCall for SendRequest {
+    type Response = SentMessage;
 
-    async fn answer(self, edge: &Edge) -> Result<Sent, Failed> {
-        store(edge, self, Instant::now() + STORE_DEADLINE).await
+    async fn handle(self, context: &ApiContext) -> Result<SentMessage, ServerError> {
+        handle_send(context, self, Instant::now() + STORE_TIMEOUT).await
     }
 }
 
-impl Call for SendBatch {
-    type Answer = SentBatch;
+impl ServerCall for SendBatchRequest {
+    type Response = SendBatchResponse;
 
-    /// One after the other, so that their order is the log's.
-    async fn answer(self, edge: &Edge) -> Result<SentBatch, Failed> {
-        if BATCH_MAX < self.messages.len() {
-            return Err(Failed::asked("a batch holds at most 100 messages"));
+    /// Sends one message after the other, so that their order is that of the log.
+    async fn handle(self, context: &ApiContext) -> Result<SendBatchResponse, ServerError> {
+        if self.messages.len() > BATCH_MAX {
+            return Err(ServerError::bad_request(texts::server::BATCH_TOO_LONG));
         }
-        let deadline = Instant::now() + STORE_DEADLINE;
+        let deadline = Instant::now() + STORE_TIMEOUT;
         let mut results = Vec::with_capacity(self.messages.len());
         for (index, message) in self.messages.into_iter().enumerate() {
-            let key = self.idempotency_key.as_ref().and_then(|key| key.of(index));
-            results.push(match one_of_several(edge, message, key, deadline).await {
-                Ok(sent) => Outcome::Sent(sent),
-                Err(failed) => Outcome::Failed(failed.failure()),
+            let key = self.idempotency_key.as_ref().and_then(|key| key.for_message(index));
+            results.push(match send_one_of_batch(context, message, key, deadline).await {
+                Ok(sent) => SendResult::Sent(sent),
+                Err(error) => SendResult::Failed(error.body()),
             });
         }
-        Ok(SentBatch { results })
+        Ok(SendBatchResponse { results })
     }
 }
 
-async fn one_of_several(
-    edge: &Edge,
+async fn send_one_of_batch(
+    context: &ApiContext,
     message: Value,
     key: Option<ClientMsgId>,
     deadline: Instant,
-) -> Result<Sent, Failed> {
-    let message: Send = serde_json::from_value(message)
-        .map_err(|error| Failed::asked(format!("message: {error}")))?;
-    if deadline <= Instant::now() {
-        return Err(unstored()); // those before it took all the time
+) -> Result<SentMessage, ServerError> {
+    let message: SendRequest = serde_json::from_value(message)
+        .map_err(|error| ServerError::bad_request(format!("message: {error}")))?;
+    if Instant::now() >= deadline {
+        return Err(not_stored()); // the messages before it took all the time
     }
     let idempotency_key = message.idempotency_key.clone().or(key);
-    store(edge, Send { idempotency_key, ..message }, deadline).await
+    handle_send(context, SendRequest { idempotency_key, ..message }, deadline).await
 }
 
-fn unstored() -> Failed {
-    Failed::new(StatusCode::SERVICE_UNAVAILABLE, "not stored in time")
+fn not_stored() -> ServerError {
+    ServerError::new(StatusCode::SERVICE_UNAVAILABLE, texts::server::NOT_STORED)
 }
 
-/// Where a message goes.
+/// The destination of a message.
 #[derive(Clone, Copy)]
-enum To {
+enum Destination {
     Room(RoomId),
     User(UserId),
 }
 
-async fn store(edge: &Edge, message: Send, deadline: Instant) -> Result<Sent, Failed> {
-    let app = edge.app_of(message.app_id).map_err(Failed::asked)?;
+async fn handle_send(
+    context: &ApiContext,
+    message: SendRequest,
+    deadline: Instant,
+) -> Result<SentMessage, ServerError> {
+    let app = context.app_or_default(message.app_id).map_err(ServerError::bad_request)?;
     let biz_code = message.biz_code.unwrap_or(CHAT);
-    if RESERVED.contains(&biz_code) {
-        return Err(Failed::asked("bizCodes 5600 to 5699 are the system's own"));
+    if RESERVED_BIZ_CODES.contains(&biz_code) {
+        return Err(ServerError::bad_request(texts::server::RESERVED_BIZ_CODE));
     }
-    let to = match (message.room_id, message.user_id) {
-        (Some(room), None) => To::Room(room),
-        (None, Some(user)) => To::User(user),
-        _ => return Err(Failed::asked("give either roomId or userId")),
+    let destination = match (message.room_id, message.user_id) {
+        (Some(room), None) => Destination::Room(room),
+        (None, Some(user)) => Destination::User(user),
+        _ => return Err(ServerError::bad_request(texts::server::ROOM_AND_USER)),
     };
-    let partition = match to {
-        To::Room(room) => Partition::of_room(app, room),
-        To::User(user) => Partition::of_user(app, user),
+    let partition = match destination {
+        Destination::Room(room) => Partition::of_room(app, room),
+        Destination::User(user) => Partition::of_user(app, user),
     };
-    if let To::Room(room) = to
-        && !is_open(edge, app, room).await?
+    if let Destination::Room(room) = destination
+        && !is_open(context, app, room).await?
     {
-        return Err(Failed::new(StatusCode::NOT_FOUND, "the room is not open"));
+        return Err(ServerError::new(StatusCode::NOT_FOUND, texts::server::ROOM_NOT_OPEN));
     }
-    let data = data(edge, to, &message).await?;
-    if edge.brakes.is_on(partition) {
-        return Err(Failed::new(StatusCode::TOO_MANY_REQUESTS, "deliveries are far behind"));
+    let data = build_data(context, destination, &message).await?;
+    if context.backpressure.is_active(partition) {
+        return Err(ServerError::new(StatusCode::TOO_MANY_REQUESTS, texts::server::FAR_BEHIND));
     }
-    if let Some(first) = sent_before(edge, app, partition, message.idempotency_key.as_ref()).await {
-        return Ok(Sent { msg_id: first.to_string() });
+    if let Some(first) =
+        find_duplicate(context, app, partition, message.idempotency_key.as_ref()).await
+    {
+        return Ok(SentMessage { msg_id: first.to_string() });
     }
     let key = match &message.idempotency_key {
         Some(key) => format!("s:{app}:{key}"),
@@ -256,72 +270,88 @@ async fn store(edge: &Edge, message: Send, deadline: Instant) -> Result<Sent, Fa
     };
     let client_msg_id = message.idempotency_key;
     let sender = Sender { user: message.from, gateway: None, connection: None, client_msg_id };
-    let (subject, event) = match to {
-        To::Room(room) => (
+    let (subject, event) = match destination {
+        Destination::Room(room) => (
             subject::room(app, room, RoomKind::Msg),
             Event::RoomMessageSent { app, room, sender, biz_code, data },
         ),
-        To::User(to) => (
-            subject::user_msg(app, to),
+        Destination::User(to) => (
+            subject::user(app, to, subject::UserKind::Msg),
             Event::DirectMessageSent { app, to, sender, biz_code, data },
         ),
     };
-    let left = deadline.saturating_duration_since(Instant::now());
-    let record = Record::at(qiyu_nats::now_ms(), event);
-    match edge.bus.append(subject, &record, &key, Condition::Any, left).await {
-        Ok(appended) => Ok(Sent { msg_id: appended.msg_id.to_string() }),
+    let time_left = deadline.saturating_duration_since(Instant::now());
+    let record = Record::at(now_ms(), event);
+    match context.bus.append(subject, &record, &key, AppendCondition::Any, time_left).await {
+        Ok(appended) => Ok(SentMessage { msg_id: appended.msg_id.to_string() }),
         Err(error) => {
             warn!(%app, error = %chain(&error), "a server's message is not stored");
             Err(match error {
-                AppendError::Refused { .. } => Failed::asked("the log does not take this message"),
-                _ => unstored(),
+                AppendError::Refused { .. } => {
+                    ServerError::bad_request(texts::server::REFUSED_BY_LOG)
+                }
+                _ => not_stored(),
             })
         }
     }
 }
 
-async fn is_open(edge: &Edge, app: AppId, room: RoomId) -> Result<bool, Failed> {
-    let slot = edge.bus.bucket(BucketName::Rooms).read(&room_key(app, room)).await;
+async fn is_open(context: &ApiContext, app: AppId, room: RoomId) -> Result<bool, ServerError> {
+    let slot = context.bus.bucket(BucketName::Rooms).read(&room_key(app, room)).await;
     match slot {
         Ok(slot) => Ok(slot.value.is_some()),
         Err(error) => {
             warn!(%room, error = %chain(&error), "rooms not read");
-            Err(Failed::new(StatusCode::SERVICE_UNAVAILABLE, "not stored: the rooms do not answer"))
+            Err(ServerError::new(StatusCode::SERVICE_UNAVAILABLE, texts::server::NOT_STORED_ROOMS))
         }
     }
 }
 
-/// The message this key was used for, longer ago than the bus remembers.
-/// Unanswered, the append goes ahead: the fold knows it again then.
-async fn sent_before(
-    edge: &Edge,
+/// Returns the first message with this key, also one from before the bus's deduplication window.
+/// Without a reply the message is appended, and the fold marks a duplicate.
+async fn find_duplicate(
+    context: &ApiContext,
     app: AppId,
     partition: Partition,
     key: Option<&ClientMsgId>,
 ) -> Option<MsgId> {
-    let question = FindSent { app, user: None, client_msg_id: key?.clone() };
-    edge.bus.ask_within(&fold_of(partition), &question, QUESTION_PATIENCE).await.ok().flatten()
+    let query = FindDuplicate { app, namespace: Namespace::SERVER, client_msg_id: key?.clone() };
+    context
+        .bus
+        .request_with_timeout(&fold_group(partition), &query, DUPLICATE_QUERY_TIMEOUT)
+        .await
+        .ok()
+        .flatten()
 }
 
-/// What the recipients will see.
-async fn data(edge: &Edge, to: To, message: &Send) -> Result<String, Failed> {
+/// Builds the data that recipients get.
+async fn build_data(
+    context: &ApiContext,
+    destination: Destination,
+    message: &SendRequest,
+) -> Result<String, ServerError> {
     let data = match (&message.data, &message.content) {
         (Some(Value::String(text)), None) => text.clone(),
         (Some(data), None) if !data.is_null() => data.to_string(),
-        (None, Some(content)) => chat(edge, to, message, content).await,
-        _ => return Err(Failed::asked("give either data or content")),
+        (None, Some(content)) => chat_message(context, destination, message, content).await,
+        _ => return Err(ServerError::bad_request(texts::server::DATA_AND_CONTENT)),
     };
-    if DATA_BYTES_MAX < data.len() {
-        return Err(Failed::asked("data is longer than 131072 bytes"));
+    if data.len() > DATA_BYTES_MAX {
+        return Err(ServerError::bad_request(texts::server::DATA_TOO_LONG));
     }
     Ok(data)
 }
 
-/// A chat message as clients send it.
-async fn chat(edge: &Edge, to: To, message: &Send, content: &str) -> String {
+/// Builds a chat message as clients send it.
+async fn chat_message(
+    context: &ApiContext,
+    destination: Destination,
+    message: &SendRequest,
+    content: &str,
+) -> String {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
-    struct Chat<'a> {
+    struct ChatMessage<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         user_id: Option<UserId>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -337,15 +367,14 @@ async fn chat(edge: &Edge, to: To, message: &Send, content: &str) -> String {
     }
     let named = message.sender_name.is_some() && message.sender_avatar.is_some();
     let known = match message.from.filter(|_| !named) {
-        Some(from) => edge.known(&[from]).await.pop(),
-        None => None,
+        Some(from) => context.stored_profile(from).await,
+        None => Profile { nick_name: String::new(), avatar: String::new() },
     };
-    let known = known.unwrap_or(Profile { nick_name: String::new(), avatar: String::new() });
-    let (user_id, sender_id, room_id, kind) = match to {
-        To::Room(room) => (message.from, None, Some(room), Some(1)),
-        To::User(_) => (None, message.from, None, None),
+    let (user_id, sender_id, room_id, kind) = match destination {
+        Destination::Room(room) => (message.from, None, Some(room), Some(1)),
+        Destination::User(_) => (None, message.from, None, None),
     };
-    let chat = Chat {
+    let chat = ChatMessage {
         user_id,
         sender_id,
         room_id,

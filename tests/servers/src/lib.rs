@@ -1,5 +1,6 @@
-//! A MariaDB and a Redis of a test's own: real servers in a temporary directory,
-//! gone with the value. Also used by the tests of `living`, so it stands alone.
+//! A MariaDB and a Redis for one test: real servers in a temporary directory, removed on drop.
+//!
+//! The stories and the tests of `living` use it.
 
 use std::{
     fs::{self, File},
@@ -12,10 +13,10 @@ use std::{
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
-/// How long a server may take to come up on a busy machine.
-const START: Duration = Duration::from_secs(60);
-/// The password of both; no log may ever show it.
-pub(crate) const PASSWORD: &str = "a-password-only-the-tests-know";
+/// Time limit for the start of a server on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The password of both servers. A log must never show it.
+pub const PASSWORD: &str = "a-password-only-the-tests-know";
 
 /// A server that is killed when dropped.
 struct Server(Child);
@@ -33,9 +34,9 @@ impl Server {
         kill_process(pid.expect("it has an id"), signal).expect("it still runs");
     }
 
-    /// Polls until `ready`, which is false for as long as it does not answer.
+    /// Polls until `ready` returns true; it returns false while the server does not answer.
     async fn comes_up(&mut self, log: &Path, ready: impl Fn() -> bool) {
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + START_TIMEOUT;
         while !ready() {
             let ended = self.0.try_wait().expect("a child can be waited for");
             let in_time = ended.is_none() && Instant::now() < deadline;
@@ -53,20 +54,21 @@ impl Drop for Server {
     }
 }
 
-/// A MariaDB with a user `qiyu` who may do anything.
-pub(crate) struct MariaDb {
+/// A MariaDB with a user `qiyu` that has all privileges.
+pub struct MariaDb {
     server: Option<Server>,
     home: TempDir,
 }
 
 impl MariaDb {
-    pub(crate) async fn start() -> Self {
+    /// Installs and starts a server.
+    pub async fn start() -> Self {
         let home = TempDir::new().expect("a temp dir can be made");
         let mut mariadb = Self { server: None, home };
         let mut install = Command::new("mariadb-install-db");
         install.args(["--no-defaults", "--auth-root-authentication-method=normal"]);
         install.args(["--skip-test-db", "--skip-name-resolve"]);
-        mariadb.of_its_own(&mut install);
+        mariadb.use_own_directory(&mut install);
         let done = install.output().unwrap_or_else(|error| panic!("{install:?}: {error}"));
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         mariadb.comes_back().await;
@@ -77,9 +79,9 @@ impl MariaDb {
         mariadb
     }
 
-    fn of_its_own(&self, command: &mut Command) {
+    fn use_own_directory(&self, command: &mut Command) {
         command.arg(format!("--datadir={}", self.home.path().join("data").display()));
-        // At its start it deletes what it takes for leftovers there: another's tables.
+        // At its start it deletes temporary tables there, also those of another server.
         command.env("TMPDIR", self.home.path());
         if geteuid().is_root() {
             command.arg("--user=root"); // it refuses to be root unasked
@@ -90,15 +92,15 @@ impl MariaDb {
         self.home.path().join("sock")
     }
 
-    /// Makes an empty database, and gives its URL.
-    pub(crate) fn database(&self, name: &str) -> String {
+    /// Creates an empty database and returns its URL.
+    pub fn database(&self, name: &str) -> String {
         self.asks(&format!("CREATE DATABASE {name}")).expect("a database can be made");
         let socket = self.socket().display().to_string();
         format!("mysql://qiyu:{PASSWORD}@localhost/{name}?socket={socket}")
     }
 
-    /// What a statement answers, cells by tabs and rows by lines; or what is wrong.
-    pub(crate) fn asks(&self, sql: &str) -> Result<String, String> {
+    /// Runs a statement. Returns its rows as lines with cells separated by tabs, or the error text.
+    pub fn asks(&self, sql: &str) -> Result<String, String> {
         let mut client = Command::new("mariadb");
         client.arg("--no-defaults").arg(format!("--socket={}", self.socket().display()));
         client.args(["--user=root", "--default-character-set=utf8mb4", "--batch"]);
@@ -108,21 +110,21 @@ impl MariaDb {
         if done.status.success() { Ok(text(&done.stdout)) } else { Err(text(&done.stderr)) }
     }
 
-    /// kill -9.
-    pub(crate) fn dies(&mut self) {
+    /// Kills the server with SIGKILL.
+    pub fn dies(&mut self) {
         self.server = None;
     }
 
-    /// Starts it on what it has stored.
-    pub(crate) async fn comes_back(&mut self) {
-        // Debian keeps it where an ordinary user's PATH does not look.
+    /// Starts the server again on its stored data.
+    pub async fn comes_back(&mut self) {
+        // On Debian it lies outside the PATH of an ordinary user.
         let debian = Path::new("/usr/sbin/mariadbd");
         let mut command = Command::new(if debian.exists() { debian } else { "mariadbd".as_ref() });
         command.args(["--no-defaults", "--skip-networking", "--performance-schema=OFF"]);
         command.args(["--innodb-buffer-pool-size=32M", "--innodb-log-file-size=8M"]);
         command.arg(format!("--socket={}", self.socket().display()));
         command.arg(format!("--pid-file={}", self.home.path().join("pid").display()));
-        self.of_its_own(&mut command);
+        self.use_own_directory(&mut command);
         let log = self.home.path().join("log");
         let mut server = Server::start(command, &log);
         server.comes_up(&log, || self.asks("SELECT 1").is_ok()).await;
@@ -131,15 +133,16 @@ impl MariaDb {
 }
 
 /// A Redis with a password.
-pub(crate) struct Redis {
+pub struct Redis {
     server: Option<Server>,
     port: u16,
     home: TempDir,
 }
 
 impl Redis {
-    pub(crate) async fn start() -> Self {
-        // It has no way to tell which free port it took.
+    /// Starts an empty server on a free port.
+    pub async fn start() -> Self {
+        // Redis cannot report a port that the system chose for it.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
         let port = free.expect("a free port").port();
         let home = TempDir::new().expect("a temp dir can be made");
@@ -148,12 +151,13 @@ impl Redis {
         redis
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// Returns the URL, with the password.
+    pub fn url(&self) -> String {
         format!("redis://:{PASSWORD}@127.0.0.1:{}/0", self.port)
     }
 
-    /// What a command answers.
-    pub(crate) fn asks(&self, command: &[&str]) -> String {
+    /// Runs a command with `redis-cli` and returns its output.
+    pub fn asks(&self, command: &[&str]) -> String {
         let mut client = Command::new("redis-cli");
         client.args(["-p", &self.port.to_string(), "-a", PASSWORD, "--no-auth-warning"]);
         let done = client.args(command).output();
@@ -161,13 +165,13 @@ impl Redis {
         String::from_utf8_lossy(&done.stdout).trim().to_owned()
     }
 
-    /// kill -9.
-    pub(crate) fn dies(&mut self) {
+    /// Kills the server with SIGKILL.
+    pub fn dies(&mut self) {
         self.server = None;
     }
 
-    /// Starts it, empty.
-    pub(crate) async fn comes_back(&mut self) {
+    /// Starts the server again, empty.
+    pub async fn comes_back(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string()]);
         command.args(["--requirepass", PASSWORD, "--save", "", "--appendonly", "no"]);
@@ -178,12 +182,13 @@ impl Redis {
         self.server = Some(server);
     }
 
-    /// It is there and does not answer.
-    pub(crate) fn freezes(&self) {
+    /// Stops the process with SIGSTOP: it accepts connections and does not answer.
+    pub fn freezes(&self) {
         self.server.as_ref().expect("it runs").is_sent(Signal::STOP);
     }
 
-    pub(crate) fn thaws(&self) {
+    /// Lets the stopped process run again.
+    pub fn thaws(&self) {
         self.server.as_ref().expect("it runs").is_sent(Signal::CONT);
     }
 }
