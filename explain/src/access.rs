@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, bail};
 use qiyu_nats::{
     Bus, BusConfig, Profile, bus,
-    server::{self, ChildServer, DataDir, Guard},
+    server::{self, ChildGuard, ChildServer, DataDir},
 };
 use qiyu_schema::Secret;
 use tokio::time::timeout;
@@ -75,7 +75,7 @@ impl LogAccess {
         }
         let data = DataDir::open(dir)?;
         let binary = server::find(config.nats_server.as_deref(), &mut terminal::progress)?;
-        let guard = Guard::this_program().context("find this program's own path")?;
+        let guard = ChildGuard::this_program().context("find this program's own path")?;
         let (path, profile) = (data.path(), config.profile);
         let child =
             ChildServer::start(&binary, path, profile, &guard, &mut terminal::progress).await?;
@@ -89,7 +89,7 @@ impl LogAccess {
         child: Option<ChildServer>,
         data: Option<DataDir>,
     ) -> anyhow::Result<Self> {
-        let shown_url = bus::shown(url.expose());
+        let shown_url = bus::redact_url(url.expose());
         let config = BusConfig {
             url,
             name: "qiyu tool".to_owned(),

@@ -4,12 +4,12 @@ use clap::{Arg, ArgMatches};
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
+pub(crate) enum OutputFormat {
     Pretty,
     Json,
 }
 
-impl Format {
+impl OutputFormat {
     /// `--format`, explained by `help`.
     pub(crate) fn arg(help: &'static str) -> Arg {
         Arg::new("format")
@@ -21,7 +21,7 @@ impl Format {
     }
 
     /// The one that was asked for.
-    pub(crate) fn asked(arguments: &ArgMatches) -> Self {
+    pub(crate) fn from_args(arguments: &ArgMatches) -> Self {
         match arguments.get_one::<String>("format").map(String::as_str) {
             Some("json") => Self::Json,
             _ => Self::Pretty,

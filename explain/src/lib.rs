@@ -8,10 +8,14 @@
 //! into the log it reads.
 
 pub mod access;
+mod capsule;
 mod config;
 mod format;
+mod log;
 pub mod replay;
 pub mod terminal;
+mod text;
+mod timestamp;
 pub mod trace;
 pub mod verify;
 

@@ -1,21 +1,13 @@
 //! `qiyu replay`: the log again, for whoever has to find out what happened.
 
-mod audience;
-mod capsule;
-mod happening;
-mod into;
-mod moment;
 mod names;
+mod output_watch;
 mod pace;
-mod play;
-mod prelude;
+mod playback;
 mod pretty;
-mod redact;
+mod print_window;
+mod sandbox;
 mod selection;
-mod serve;
-mod state;
-mod tape;
-mod text;
 mod translate;
 
 use std::{
@@ -26,30 +18,34 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use qiyu_nats::{Bus, log::From};
+use qiyu_nats::{Bus, log::ReadFrom};
 use qiyu_schema::{AppId, RoomId, UserId, subject};
 use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::serve::Page;
+pub use self::playback::Page;
 use self::{
-    audience::while_read,
-    capsule::{Capsule, EVENTS_MAX, Words},
-    into::Sandbox,
-    moment::Moment,
+    output_watch::cancel_when_unread,
     pace::{Pace, Speed},
-    play::{Form, Patience, Told, play},
-    pretty::{Colour, Layout, RoomColumn},
+    playback::{ListenAddrs, PlaybackServer, PlaybackSource, serve},
+    pretty::{Layout, RoomColumn},
+    print_window::{LineFormat, PrintMode, PrintSummary, print_window},
+    sandbox::Sandbox,
     selection::{Breadth, Selection},
-    serve::{Doors, Film, Theatre, serve},
-    state::Scene,
-    tape::{Draught, Tape, Until},
 };
 use crate::{
     Config,
     access::LogAccess,
-    format::Format,
-    terminal::{print as say, progress as note},
+    capsule::{self, Capsule, EVENTS_MAX, TextPolicy},
+    format::OutputFormat,
+    log::{
+        point::LogPoint,
+        room_snapshot::{self, RoomSnapshot},
+        seed_events,
+        window::{LogWindow, ReadMode, WindowEnd},
+    },
+    terminal::{ColorMode, print, progress},
+    text,
 };
 
 /// What replay accepts.
@@ -79,7 +75,7 @@ pub fn command() -> Command {
             "SPEED",
             "1x, 10x, … or max [default: max; with --into and --serve 1x]",
         ))
-        .arg(Format::arg("For people, or JSON lines (docs/DEBUGGING.md)"))
+        .arg(OutputFormat::arg("For people, or JSON lines (docs/DEBUGGING.md)"))
         .arg(flag("follow", "Go on with what is appended, until Ctrl-C").conflicts_with("to"))
         .arg(flag("wide", "With --user: look through everybody's messages, too").requires("user"))
         .arg(
@@ -122,20 +118,20 @@ pub async fn run(
     page: Page,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let asked = Asked::read(arguments, settings)?;
-    if let Some(path) = &asked.load {
+    let options = ReplayOptions::read(arguments, settings)?;
+    if let Some(path) = &options.load {
         let capsule = Capsule::load(path)?;
-        return Box::pin(perform_kept(&asked, capsule, settings, page, stop)).await;
+        return Box::pin(perform_kept(&options, capsule, settings, page, stop)).await;
     }
     let reached = LogAccess::connect(&settings.log).await?;
-    let done = Box::pin(perform(&asked, &reached, settings, page, stop)).await;
+    let done = Box::pin(perform(&options, &reached, settings, page, stop)).await;
     reached.close().await;
     done
 }
 
-/// Whom or what to show.
+/// ReplayTarget or what to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Whom {
+enum ReplayTarget {
     Room(AppId, RoomId),
     User(AppId, UserId),
     Everything(Option<AppId>),
@@ -143,21 +139,21 @@ enum Whom {
 
 /// The command line, read.
 #[derive(Debug)]
-struct Asked {
-    whom: Whom,
-    from: Option<Moment>,
-    to: Option<Moment>,
+struct ReplayOptions {
+    target: ReplayTarget,
+    from: Option<LogPoint>,
+    to: Option<LogPoint>,
     speed: Speed,
-    format: Format,
-    patience: Patience,
+    format: OutputFormat,
+    patience: PrintMode,
     wide: bool,
     /// The room as it was, rather than what happened.
     state: bool,
     /// None: now, or at a capsule's end.
-    at: Option<Moment>,
+    at: Option<LogPoint>,
     /// Where to save a capsule.
     save: Option<PathBuf>,
-    words: Words,
+    words: TextPolicy,
     /// Which capsule to read. None: the log.
     load: Option<PathBuf>,
     /// A sandbox to write into.
@@ -166,13 +162,13 @@ struct Asked {
     serve: Option<SocketAddr>,
 }
 
-impl Asked {
+impl ReplayOptions {
     fn read(arguments: &ArgMatches, settings: &Config) -> anyhow::Result<Self> {
         let now = OffsetDateTime::now_utc();
         let given = |name: &str| arguments.get_one::<String>(name).map(String::as_str);
         let moment = |name: &str| {
             let parse = |text| {
-                Moment::parse(text, now)
+                LogPoint::parse(text, now)
                     .map_err(|accepted| anyhow::anyhow!("--{name} {text:?} is not {accepted}"))
             };
             given(name).map(parse).transpose()
@@ -180,15 +176,15 @@ impl Asked {
         let app = given("app").map(|app| app.parse::<AppId>().context("--app")).transpose()?;
         let first = settings.apps.first().copied();
         let some_app = || app.or(first).context("no app is known: name it with --app");
-        let whom = match (given("room"), given("user")) {
-            (Some(room), _) => Whom::Room(some_app()?, room.parse().context("--room")?),
-            (None, Some(user)) => Whom::User(some_app()?, user.parse().context("--user")?),
-            (None, None) => Whom::Everything(app),
+        let target = match (given("room"), given("user")) {
+            (Some(room), _) => ReplayTarget::Room(some_app()?, room.parse().context("--room")?),
+            (None, Some(user)) => ReplayTarget::User(some_app()?, user.parse().context("--user")?),
+            (None, None) => ReplayTarget::Everything(app),
         };
         let (from, to) = (moment("from")?, moment("to")?);
         let backwards = match (from, to) {
-            (Some(Moment::Msg(from)), Some(Moment::Msg(to))) => to < from,
-            (Some(Moment::At(from)), Some(Moment::At(to))) => to < from,
+            (Some(LogPoint::Msg(from)), Some(LogPoint::Msg(to))) => to < from,
+            (Some(LogPoint::At(from)), Some(LogPoint::At(to))) => to < from,
             _ => false,
         };
         if backwards {
@@ -200,17 +196,21 @@ impl Asked {
             .map_err(|accepted| anyhow::anyhow!("--speed {speed:?} is not {accepted}"))?;
         let follow = arguments.get_flag("follow");
         Ok(Self {
-            whom,
+            target,
             from,
             to,
             speed,
-            format: Format::asked(arguments),
-            patience: if follow { Patience::Live } else { Patience::Whole },
+            format: OutputFormat::from_args(arguments),
+            patience: if follow { PrintMode::Live } else { PrintMode::Whole },
             wide: arguments.get_flag("wide"),
             state: arguments.get_flag("state"),
             at: moment("at")?,
             save: given("save").map(PathBuf::from),
-            words: if arguments.get_flag("redact") { Words::Redacted } else { Words::Kept },
+            words: if arguments.get_flag("redact") {
+                TextPolicy::Redacted
+            } else {
+                TextPolicy::Kept
+            },
             load: given("load").map(PathBuf::from),
             into: given("into").map(str::to_owned),
             serve: match given("serve") {
@@ -224,39 +224,39 @@ impl Asked {
         })
     }
 
-    fn start(&self) -> From {
+    fn start(&self) -> ReadFrom {
         match self.from {
-            None => From::After(0),
-            Some(Moment::Msg(msg_id)) => From::After(msg_id.seq().saturating_sub(1)),
-            Some(Moment::At(unix_ms)) => From::At { unix_ms },
+            None => ReadFrom::After(0),
+            Some(LogPoint::Msg(msg_id)) => ReadFrom::After(msg_id.seq().saturating_sub(1)),
+            Some(LogPoint::At(unix_ms)) => ReadFrom::At { unix_ms },
         }
     }
 
-    fn until(&self) -> Until {
+    fn until(&self) -> WindowEnd {
         match (self.patience, self.to) {
-            (Patience::Live, _) => Until::Never,
-            (Patience::Whole, None) => Until::Here,
-            (Patience::Whole, Some(Moment::Msg(msg_id))) => Until::Seq(msg_id.seq()),
-            (Patience::Whole, Some(Moment::At(unix_ms))) => Until::At(unix_ms),
+            (PrintMode::Live, _) => WindowEnd::Never,
+            (PrintMode::Whole, None) => WindowEnd::Here,
+            (PrintMode::Whole, Some(LogPoint::Msg(msg_id))) => WindowEnd::Seq(msg_id.seq()),
+            (PrintMode::Whole, Some(LogPoint::At(unix_ms))) => WindowEnd::At(unix_ms),
         }
     }
 
-    fn draught(&self) -> Draught {
+    fn read_mode(&self) -> ReadMode {
         match self.speed {
-            Speed::Max => Draught::Flood,
-            Speed::Times(_) => Draught::Sips,
+            Speed::Max => ReadMode::Stream,
+            Speed::Times(_) => ReadMode::Batched,
         }
     }
 
     async fn selection(&self, bus: &Bus) -> anyhow::Result<Selection> {
-        Ok(match self.whom {
-            Whom::Room(app, room) => Selection::Room(app, room),
-            Whom::Everything(app) => Selection::Everything(app),
+        Ok(match self.target {
+            ReplayTarget::Room(app, room) => Selection::Room(app, room),
+            ReplayTarget::Everything(app) => Selection::Everything(app),
             // A room entered later has no filter yet, so whoever follows looks everywhere.
-            Whom::User(app, user) if self.wide || self.patience == Patience::Live => {
+            ReplayTarget::User(app, user) if self.wide || self.patience == PrintMode::Live => {
                 Selection::User(app, user, Breadth::Wide)
             }
-            Whom::User(app, user) => {
+            ReplayTarget::User(app, user) => {
                 let breadth = selection::rooms_of(bus, app, user).await;
                 let breadth = breadth.with_context(|| format!("find the rooms of user {user}"))?;
                 Selection::User(app, user, breadth)
@@ -264,247 +264,255 @@ impl Asked {
         })
     }
 
-    fn form(&self, selection: &Selection) -> Form {
+    fn form(&self, selection: &Selection) -> LineFormat {
         match self.format {
-            Format::Json => Form::Json,
-            Format::Pretty => {
+            OutputFormat::Json => LineFormat::Json,
+            OutputFormat::Pretty => {
                 let rooms =
                     if selection.is_one_room() { RoomColumn::Hidden } else { RoomColumn::Shown };
-                Form::Pretty(Layout::new(pretty::columns(), Colour::of_stdout(), rooms))
+                LineFormat::Pretty(Layout::new(pretty::columns(), ColorMode::of_stdout(), rooms))
             }
         }
     }
 }
 
 async fn perform(
-    asked: &Asked,
+    options: &ReplayOptions,
     reached: &LogAccess,
     settings: &Config,
     page: Page,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let bus = &reached.bus;
-    if let (Some(path), Whom::Room(app, room)) = (&asked.save, asked.whom) {
-        return save(asked, (app, room), bus, settings, path).await;
+    if let (Some(path), ReplayTarget::Room(app, room)) = (&options.save, options.target) {
+        return save(options, (app, room), bus, settings, path).await;
     }
-    if let Some(url) = &asked.into {
-        return pour(asked, bus, url, settings, stop).await;
+    if let Some(url) = &options.into {
+        return pour(options, bus, url, settings, stop).await;
     }
-    if let Some(ws) = asked.serve {
-        let Whom::Room(app, room) = asked.whom else { bail!("--serve needs --room, or --load") };
-        let window = Window::of(asked, bus).await?;
-        let scene = window.scene(bus, app, room).await;
-        let film = Film::Log { bus: Box::new(bus.clone()), until: Until::Seq(window.until.0) };
-        let theatre = theatre(asked, (app, room), film, window.after.0, scene.as_ref(), stop);
-        return serve(theatre, doors(settings, ws), page).await;
+    if let Some(ws) = options.serve {
+        let ReplayTarget::Room(app, room) = options.target else {
+            bail!("--serve needs --room, or --load")
+        };
+        let bounds = WindowBounds::of(options, bus).await?;
+        let snapshot = bounds.snapshot(bus, app, room).await;
+        let source = PlaybackSource::Log {
+            bus: Box::new(bus.clone()),
+            until: WindowEnd::Seq(bounds.until.0),
+        };
+        let server = server(options, (app, room), source, bounds.after.0, snapshot.as_ref(), stop);
+        return serve(server, listen_addrs(settings, ws), page).await;
     }
-    if asked.state {
-        let Whom::Room(app, room) = asked.whom else { bail!("--state needs --room, or --load") };
-        let now = || Moment::At(qiyu_nats::now_ms());
-        let position = state::position_of(bus, asked.at.unwrap_or_else(now)).await?;
-        let scene = Scene::of_log(bus, app, room, position).await?;
-        show(&scene, asked.format);
+    if options.state {
+        let ReplayTarget::Room(app, room) = options.target else {
+            bail!("--state needs --room, or --load")
+        };
+        let now = || LogPoint::At(qiyu_nats::now_ms());
+        let position = room_snapshot::position_of(bus, options.at.unwrap_or_else(now)).await?;
+        let snapshot = RoomSnapshot::of_log(bus, app, room, position).await?;
+        show(&snapshot, options.format);
         return Ok(());
     }
     let began = Instant::now();
-    let selection = asked.selection(bus).await?;
-    note(&format!("{}; from {}", selection.coverage(), reached.shown_url));
-    let (start, until, draught) = (asked.start(), asked.until(), asked.draught());
-    let mut tape = Tape::of_log(bus.clone(), selection.filters(), start, until, draught);
-    let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
-    let (over, _watched) = while_read(stop);
-    let told = play(&mut tape, &selection, pace, form, asked.patience, &over).await;
-    let read = tape.read();
-    tape.close().await;
+    let selection = options.selection(bus).await?;
+    progress(&format!("{}; from {}", selection.coverage(), reached.shown_url));
+    let (start, until, read_mode) = (options.start(), options.until(), options.read_mode());
+    let mut window = LogWindow::of_log(bus.clone(), selection.filters(), start, until, read_mode);
+    let (pace, form) = (Pace::new(options.speed), options.form(&selection));
+    let (over, _watched) = cancel_when_unread(stop);
+    let told = print_window(&mut window, &selection, pace, form, options.patience, &over).await;
+    let read = window.read();
+    window.close().await;
     sum_up(told?, read, began);
     Ok(())
 }
 
 /// The same out of a capsule.
 async fn perform_kept(
-    asked: &Asked,
+    options: &ReplayOptions,
     capsule: Capsule,
     settings: &Config,
     page: Page,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    note(&capsule.described());
-    if asked.state {
-        show(&capsule.scene(asked.at)?, asked.format);
+    progress(&capsule.describe());
+    if options.state {
+        show(&capsule.snapshot(options.at)?, options.format);
         return Ok(());
     }
-    let events = capsule.window(asked.from, asked.to);
-    if let Some(url) = &asked.into {
-        let before = capsule.scene_before(asked.from)?.as_ref().map(prelude::of);
-        let source = into::Source::Capsule { created_ns: &capsule.header.log.created_ns };
+    let events = capsule.window(options.from, options.to);
+    if let Some(url) = &options.into {
+        let before = capsule.snapshot_before(options.from)?.as_ref().map(seed_events::seed_events);
+        let source = sandbox::EventOrigin::Capsule { created_ns: &capsule.header.log.created_ns };
         let sandbox = Sandbox::open(url, &settings.log, source).await?;
         sandbox.make_way(capsule.header.app, capsule.header.room).await?;
-        let mut tape = Tape::Kept(events.into_iter());
-        let pace = Pace::new(asked.speed);
-        return sandbox.play(before.unwrap_or_default(), &mut tape, pace, stop).await;
+        let mut window = LogWindow::Capsule(events.into_iter());
+        let pace = Pace::new(options.speed);
+        return sandbox.play(before.unwrap_or_default(), &mut window, pace, stop).await;
     }
-    if let Some(ws) = asked.serve {
-        let scene = capsule.scene_before(asked.from)?;
+    if let Some(ws) = options.serve {
+        let snapshot = capsule.snapshot_before(options.from)?;
         let after = events.first().map_or(0, |entry| entry.seq.saturating_sub(1));
-        let (whose, film) = ((capsule.header.app, capsule.header.room), Film::Capsule(events));
-        let theatre = theatre(asked, whose, film, after, scene.as_ref(), stop);
-        let theatre = Theatre { name: capsule.name(), ..theatre };
-        return serve(theatre, doors(settings, ws), page).await;
+        let (whose, source) =
+            ((capsule.header.app, capsule.header.room), PlaybackSource::Capsule(events));
+        let server = server(options, whose, source, after, snapshot.as_ref(), stop);
+        let server = PlaybackServer { name: capsule.name(), ..server };
+        return serve(server, listen_addrs(settings, ws), page).await;
     }
     let selection = Selection::Room(capsule.header.app, capsule.header.room);
-    let mut tape = Tape::Kept(events.into_iter());
-    let (pace, form) = (Pace::new(asked.speed), asked.form(&selection));
-    let (over, _watched) = while_read(stop);
-    let told = play(&mut tape, &selection, pace, form, asked.patience, &over).await?;
+    let mut window = LogWindow::Capsule(events.into_iter());
+    let (pace, form) = (Pace::new(options.speed), options.form(&selection));
+    let (over, _watched) = cancel_when_unread(stop);
+    let told = print_window(&mut window, &selection, pace, form, options.patience, &over).await?;
     sum_up(told, None, Instant::now());
     Ok(())
 }
 
 /// A window of the log into a sandbox.
 async fn pour(
-    asked: &Asked,
+    options: &ReplayOptions,
     bus: &Bus,
     url: &str,
     settings: &Config,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let sandbox = Sandbox::open(url, &settings.log, into::Source::Log(bus)).await?;
-    let window = Window::of(asked, bus).await?;
+    let sandbox = Sandbox::open(url, &settings.log, sandbox::EventOrigin::Log(bus)).await?;
+    let bounds = WindowBounds::of(options, bus).await?;
     let mut before = Vec::new();
-    if let Whom::Room(app, room) = asked.whom {
+    if let ReplayTarget::Room(app, room) = options.target {
         sandbox.make_way(app, room).await?;
-        let scene = window.scene(bus, app, room).await;
-        before = scene.as_ref().map(prelude::of).unwrap_or_default();
-    } else if asked.from.is_some() {
-        note("what rooms were before --from is only told of one room: name it with --room");
+        let snapshot = bounds.snapshot(bus, app, room).await;
+        before = snapshot.as_ref().map(seed_events::seed_events).unwrap_or_default();
+    } else if options.from.is_some() {
+        progress("what rooms were before --from is only told of one room: name it with --room");
     }
-    let filters = asked.selection(bus).await?.filters();
-    let (from, until) = (From::After(window.after.0), Until::Seq(window.until.0));
-    let mut tape = Tape::of_log(bus.clone(), filters, from, until, asked.draught());
-    let poured = sandbox.play(before, &mut tape, Pace::new(asked.speed), stop).await;
-    tape.close().await;
+    let filters = options.selection(bus).await?.filters();
+    let (from, until) = (ReadFrom::After(bounds.after.0), WindowEnd::Seq(bounds.until.0));
+    let mut window = LogWindow::of_log(bus.clone(), filters, from, until, options.read_mode());
+    let poured = sandbox.play(before, &mut window, Pace::new(options.speed), stop).await;
+    window.close().await;
     poured
 }
 
-fn theatre(
-    asked: &Asked,
+fn server(
+    options: &ReplayOptions,
     (app, room): (AppId, RoomId),
-    film: Film,
+    source: PlaybackSource,
     after: u64,
-    scene: Option<&Scene>,
+    snapshot: Option<&RoomSnapshot>,
     stop: &CancellationToken,
-) -> Theatre {
-    Theatre {
-        film,
+) -> PlaybackServer {
+    PlaybackServer {
+        source,
         app,
         room,
-        name: scene.and_then(|scene| scene.name.clone()),
+        name: snapshot.and_then(|snapshot| snapshot.name.clone()),
         after,
-        before: scene.map(prelude::of).unwrap_or_default(),
-        speed: asked.speed,
+        before: snapshot.map(seed_events::seed_events).unwrap_or_default(),
+        speed: options.speed,
         tasks: TaskTracker::new(),
         stop: stop.clone(),
     }
 }
 
-fn doors(settings: &Config, ws: SocketAddr) -> Doors {
-    Doors { http: settings.http_listen, ws, origins: settings.origins.clone() }
+fn listen_addrs(settings: &Config, ws: SocketAddr) -> ListenAddrs {
+    ListenAddrs { http: settings.http_listen, ws, origins: settings.origins.clone() }
 }
 
 async fn save(
-    asked: &Asked,
+    options: &ReplayOptions,
     (app, room): (AppId, RoomId),
     bus: &Bus,
     settings: &Config,
     path: &Path,
 ) -> anyhow::Result<()> {
-    let window = Window::of(asked, bus).await?;
-    let start = window.scene(bus, app, room).await;
+    let bounds = WindowBounds::of(options, bus).await?;
+    let start = bounds.snapshot(bus, app, room).await;
     let selection = Selection::Room(app, room);
     let mut filters = selection.filters();
-    filters.push(subject::any_user_measures_of(app));
-    let (from, until) = (From::After(window.after.0), Until::Seq(window.until.0));
-    let mut tape = Tape::of_log(bus.clone(), filters, from, until, Draught::Flood);
+    filters.push(subject::any_user_of(app, subject::UserKind::Sanctions));
+    let (from, until) = (ReadFrom::After(bounds.after.0), WindowEnd::Seq(bounds.until.0));
+    let mut window = LogWindow::of_log(bus.clone(), filters, from, until, ReadMode::Stream);
     let mut events = Vec::new();
-    while let Some(entry) = tape.next().await? {
+    while let Some(entry) = window.next().await? {
         if EVENTS_MAX <= events.len() {
             bail!("the window holds over {EVENTS_MAX} events: save a shorter one");
         }
         events.push(entry);
     }
-    tape.close().await;
+    window.close().await;
     let mut header = capsule::header(
         (app, room),
-        window.after,
-        window.until,
-        &bus.origin().await?,
+        bounds.after,
+        bounds.until,
+        &bus.log_identity().await?,
         &settings.masked,
     );
     header.start_known = start.is_some();
-    header.redacted = asked.words == Words::Redacted;
+    header.redacted = options.words == TextPolicy::Redacted;
     let capsule = Capsule::of(header, start.as_ref(), events);
-    let (path, words) = (path.to_owned(), asked.words);
+    let (path, words) = (path.to_owned(), options.words);
     let (capsule, saved) = tokio::task::spawn_blocking(move || {
         let saved = capsule.save(&path, words);
         (capsule, saved)
     })
     .await?;
     saved?;
-    note(&capsule.described());
+    progress(&capsule.describe());
     Ok(())
 }
 
 /// Where a window lies: the position and instant just before it, and its last.
 #[derive(Clone, Copy, Debug)]
-struct Window {
+struct WindowBounds {
     after: (u64, u64),
     until: (u64, u64),
 }
 
-impl Window {
-    async fn of(asked: &Asked, bus: &Bus) -> anyhow::Result<Self> {
-        let now = || Moment::At(qiyu_nats::now_ms());
-        let after = match asked.from {
+impl WindowBounds {
+    async fn of(options: &ReplayOptions, bus: &Bus) -> anyhow::Result<Self> {
+        let now = || LogPoint::At(qiyu_nats::now_ms());
+        let after = match options.from {
             None => (0, 0),
-            Some(Moment::At(unix_ms)) => {
-                state::position_of(bus, Moment::At(unix_ms.saturating_sub(1))).await?
+            Some(LogPoint::At(unix_ms)) => {
+                room_snapshot::position_of(bus, LogPoint::At(unix_ms.saturating_sub(1))).await?
             }
             Some(from) => {
-                let (seq, at_ms) = state::position_of(bus, from).await?;
+                let (seq, at_ms) = room_snapshot::position_of(bus, from).await?;
                 (seq.saturating_sub(1), at_ms)
             }
         };
-        let until = state::position_of(bus, asked.to.unwrap_or_else(now)).await?;
+        let until = room_snapshot::position_of(bus, options.to.unwrap_or_else(now)).await?;
         Ok(Self { after, until })
     }
 
     /// What the room was when it begins. `None`: that is forgotten.
-    async fn scene(&self, bus: &Bus, app: AppId, room: RoomId) -> Option<Scene> {
-        match Scene::of_log(bus, app, room, self.after).await {
-            Ok(scene) => Some(scene),
+    async fn snapshot(&self, bus: &Bus, app: AppId, room: RoomId) -> Option<RoomSnapshot> {
+        match RoomSnapshot::of_log(bus, app, room, self.after).await {
+            Ok(snapshot) => Some(snapshot),
             Err(error) => {
-                note(&format!("what the room was at the beginning is not known: {error:#}"));
+                progress(&format!("what the room was at the beginning is not known: {error:#}"));
                 None
             }
         }
     }
 }
 
-fn show(scene: &Scene, format: Format) {
+fn show(snapshot: &RoomSnapshot, format: OutputFormat) {
     match format {
-        Format::Json => say(&text::harmless_json(scene.json())),
-        Format::Pretty => say(&scene.pretty(Colour::of_stdout())),
+        OutputFormat::Json => print(&text::escape_json(snapshot.json())),
+        OutputFormat::Pretty => print(&snapshot.pretty(ColorMode::of_stdout())),
     }
 }
 
-fn sum_up(told: Told, read: Option<u64>, began: Instant) {
+fn sum_up(told: PrintSummary, read: Option<u64>, began: Instant) {
     let took = began.elapsed().as_secs_f64();
-    let Told { happenings, .. } = told;
+    let PrintSummary { views, .. } = told;
     match read {
-        Some(read) => note(&format!(
-            "{happenings} shown, out of {read} events read in {took:.3} s ({:.0} a second)",
+        Some(read) => progress(&format!(
+            "{views} shown, out of {read} events read in {took:.3} s ({:.0} a second)",
             read as f64 / took
         )),
-        None => note(&format!("{happenings} shown")),
+        None => progress(&format!("{views} shown")),
     }
 }

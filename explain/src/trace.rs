@@ -4,9 +4,9 @@
 //! followed. Nothing is asked of a running service, so it works after any
 //! restart, and on a system that does not run.
 
-mod after;
+mod follow;
 mod ledger;
-mod life;
+mod message;
 mod print;
 mod verdict;
 
@@ -15,9 +15,8 @@ use clap::{Arg, ArgMatches, Command};
 use qiyu_schema::{MsgId, UserId};
 use serde_json::json;
 
-use self::life::Life;
-pub(crate) use self::print::{moment, plural};
-use crate::{Config, access::LogAccess, format::Format, terminal::print as say};
+use self::message::MessageTrace;
+use crate::{Config, access::LogAccess, format::OutputFormat, terminal::print};
 
 /// `qiyu trace` on the command line.
 pub fn command() -> Command {
@@ -32,30 +31,32 @@ pub fn command() -> Command {
         .help("Say in one sentence whether this user got it, and if not why not")
         .value_parser(|text: &str| text.parse::<UserId>());
     Command::new("trace")
-        .about("Tell a message's life from the record: accepted, handed over, acknowledged by whom")
-        .args([msg_id, user, Format::arg("pretty or json")])
+        .about(
+            "Tell a message's life from the record: accepted, handed over, acknowledged by target",
+        )
+        .args([msg_id, user, OutputFormat::arg("pretty or json")])
 }
 
 /// Tells what is known of the message named on the command line.
 pub async fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     let msg_id = *arguments.get_one::<MsgId>("msg-id").context("which message?")?;
     let user = arguments.get_one::<UserId>("user").copied();
-    let format = Format::asked(arguments);
+    let format = OutputFormat::from_args(arguments);
     let access = LogAccess::connect(&config.log).await?;
-    let life = Life::read(&access.bus, msg_id, user).await;
+    let trace = MessageTrace::read(&access.bus, msg_id, user).await;
     access.close().await;
-    let life = life?;
-    let sentence = user.map(|user| verdict::of(&life, user));
+    let trace = trace?;
+    let sentence = user.map(|user| verdict::of(&trace, user));
     match (format, sentence) {
-        (Format::Json, sentence) => {
-            let mut told = serde_json::to_value(&life).context("write what was found as JSON")?;
+        (OutputFormat::Json, sentence) => {
+            let mut told = serde_json::to_value(&trace).context("write what was found as JSON")?;
             if let (Some(sentence), Some(told)) = (sentence, told.as_object_mut()) {
                 told.insert("user".to_owned(), json!({ "id": user, "answer": sentence }));
             }
-            say(&told.to_string());
+            print(&told.to_string());
         }
-        (Format::Pretty, Some(sentence)) => say(&sentence),
-        (Format::Pretty, None) => say(&print::pretty(&life)),
+        (OutputFormat::Pretty, Some(sentence)) => print(&sentence),
+        (OutputFormat::Pretty, None) => print(&print::pretty(&trace)),
     }
     Ok(())
 }

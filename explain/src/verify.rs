@@ -6,11 +6,11 @@
 //! snapshots, the buckets, the tables. What differs is looked at again until it
 //! is certain; then the log is read once more for the event at which they part.
 
+mod accounting;
 mod compare;
+mod divergence;
 mod key;
-mod law;
 mod live;
-mod part;
 mod rebuild;
 mod report;
 mod watch;
@@ -26,8 +26,8 @@ use qiyu_nats::Bus;
 use qiyu_schema::{AppId, Partition, RoomId};
 
 pub use self::watch::{Watch, WatchConfig};
-use self::{compare::Comparison, report::Report};
-use crate::{Config, access::LogAccess, format::Format, terminal::print as say};
+use self::{compare::Comparison, report::VerifyReport};
+use crate::{Config, access::LogAccess, format::OutputFormat, terminal::print};
 
 /// Something differs.
 const DIFFERS: u8 = 1;
@@ -36,13 +36,13 @@ pub const UNCHECKED: u8 = 2;
 
 /// What is verified.
 #[derive(Clone, Debug)]
-struct Scope {
+struct VerifyScope {
     /// `None`: everything.
     room: Option<(AppId, RoomId)>,
     /// The tables of rooms.
     database_url: String,
     /// Whether owners and gateways are there to be asked.
-    running: Running,
+    running: SystemState,
     /// How long a message may be on its way before its outcome is missed.
     grace: Duration,
 }
@@ -54,12 +54,12 @@ const GRACE_MAX: Duration = Duration::from_secs(3600);
 
 /// Whether a system is at work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Running {
-    Yes,
-    No,
+enum SystemState {
+    Running,
+    Stopped,
 }
 
-impl Scope {
+impl VerifyScope {
     fn partitions(&self) -> Vec<Partition> {
         match self.room {
             Some((app, room)) => vec![Partition::of_room(app, room)],
@@ -89,25 +89,25 @@ pub fn command(parse_duration: ParseDuration) -> Command {
             "Ends with 0 when everything is what the log says, with 1 when something differs, \
              with 2 when something could not be checked.",
         )
-        .args([room, grace, Format::arg("pretty or json")])
+        .args([room, grace, OutputFormat::arg("pretty or json")])
 }
 
 /// Verifies what the command line names, and says what came of it.
 pub async fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode> {
     let room = arguments.get_one::<RoomId>("room").copied();
     let access = LogAccess::connect(&config.log).await?;
-    let scope = Scope {
+    let scope = VerifyScope {
         room: config.apps.first().copied().zip(room),
         database_url: config.database_url.expose().to_owned(),
-        running: if access.is_running() { Running::Yes } else { Running::No },
+        running: if access.is_running() { SystemState::Running } else { SystemState::Stopped },
         grace: arguments.get_one::<Duration>("grace").copied().unwrap_or(GRACE),
     };
     let report = verify(&access.bus, &scope).await;
     access.close().await;
     let report = report?;
-    say(&match Format::asked(arguments) {
-        Format::Json => serde_json::to_string(&report)?,
-        Format::Pretty => report.pretty(),
+    print(&match OutputFormat::from_args(arguments) {
+        OutputFormat::Json => serde_json::to_string(&report)?,
+        OutputFormat::Pretty => report.pretty(),
     });
     Ok(match (report.differences.is_empty(), report.unchecked.is_empty()) {
         (false, _) => ExitCode::from(DIFFERS),
@@ -117,13 +117,13 @@ pub async fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<Exit
 }
 
 /// Compares everything in `scope`.
-async fn verify(bus: &Bus, scope: &Scope) -> anyhow::Result<Report> {
+async fn verify(bus: &Bus, scope: &VerifyScope) -> anyhow::Result<VerifyReport> {
     let started = Instant::now();
     let mut comparison = Comparison::begin(bus, scope).await?;
-    comparison.settle(bus).await?;
-    let law = comparison.law(bus).await?;
+    comparison.confirm_differences(bus).await?;
+    let accounting = comparison.accounting(bus).await?;
     let mut report = comparison.report(bus).await?;
-    report.add_law(law);
+    report.add_accounting(accounting);
     report.took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(report)
 }

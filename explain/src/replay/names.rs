@@ -8,17 +8,17 @@ use qiyu_schema::{
     event::{Event, Record},
 };
 
-use super::happening::{Happening, Kind, take_apart};
+use crate::log::event_view::{EventKind, EventView, for_each_view};
 
-/// Names remembered. Beyond it users are shown by their numbers: a log of a
+/// DisplayNames remembered. Beyond it users are shown by their numbers: a log of a
 /// million speakers must not become a million strings.
 const NAMES_MAX: usize = 100_000;
 
-/// Names by user.
+/// DisplayNames by user.
 #[derive(Debug, Default)]
-pub(crate) struct Names(HashMap<(AppId, UserId), String>);
+pub(crate) struct DisplayNames(HashMap<(AppId, UserId), String>);
 
-impl Names {
+impl DisplayNames {
     /// Learns from a message what its sender is called, if nothing is known yet.
     pub(crate) fn learn(&mut self, entry: &LogEntry, record: &Record) {
         let (app, sender) = match &record.event {
@@ -27,15 +27,14 @@ impl Names {
             _ => return,
         };
         if sender.user.is_some_and(|user| !self.0.contains_key(&(app, user))) {
-            take_apart(entry, Some(record), |happening| self.learn_of(&happening));
+            for_each_view(entry, Some(record), |view| self.learn_of(&view));
         }
     }
 
     /// Learns what a sender is called from now on.
-    pub(crate) fn learn_of(&mut self, happening: &Happening<'_>) {
-        let said = matches!(happening.kind, Kind::Said | Kind::Wrote);
-        let (Some(app), Some(user), Some(name)) = (happening.app, happening.user, &happening.name)
-        else {
+    pub(crate) fn learn_of(&mut self, view: &EventView<'_>) {
+        let said = matches!(view.kind, EventKind::RoomMessage | EventKind::DirectMessage);
+        let (Some(app), Some(user), Some(name)) = (view.app, view.user, &view.name) else {
             return;
         };
         if !said || name.is_empty() {

@@ -3,15 +3,16 @@
 #[cfg(test)]
 mod golden;
 
-use std::{borrow::Cow, fmt::Write as _, io::IsTerminal as _};
+use std::fmt::Write as _;
 
 use qiyu_schema::{AppId, UserId};
 
-use super::{
-    happening::{Gateway, Happening, Kind, Unacked},
-    moment,
-    names::Names,
-    text::{cut, harmless, width, wrapped},
+use super::names::DisplayNames;
+use crate::{
+    log::event_view::{EventKind, EventView, GatewayView, UnackedView},
+    terminal::{ColorMode, Style},
+    text::{escape, truncate, width, wrap},
+    timestamp,
 };
 
 /// Where the output is no terminal, or does not say how wide it is.
@@ -29,53 +30,6 @@ const FIRST_MIN: usize = 8;
 /// Where what was said begins.
 const TEXT: usize = TIME + 2 + VERB + 1 + NAME + 1;
 
-/// Whether to colour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Colour {
-    On,
-    Off,
-}
-
-impl Colour {
-    /// On a terminal that does not ask for none (no-color.org).
-    pub(crate) fn of_stdout() -> Self {
-        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let wanted = std::io::stdout().is_terminal() && !unwanted && !dumb;
-        if wanted { Self::On } else { Self::Off }
-    }
-
-    pub(crate) fn paint<'t>(self, style: Style, text: &'t str) -> Cow<'t, str> {
-        match self {
-            Self::Off => Cow::Borrowed(text),
-            Self::On => Cow::Owned(format!("\x1b[{}m{text}\x1b[0m", style.sgr())),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Style {
-    Dim,
-    Bold,
-    Good,
-    Notice,
-    Bad,
-    Name,
-}
-
-impl Style {
-    fn sgr(self) -> &'static str {
-        match self {
-            Self::Dim => "2",
-            Self::Bold => "1",
-            Self::Good => "32",
-            Self::Notice => "33",
-            Self::Bad => "31",
-            Self::Name => "36",
-        }
-    }
-}
-
 /// Columns of the terminal.
 pub(crate) fn columns() -> usize {
     let window = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
@@ -83,11 +37,11 @@ pub(crate) fn columns() -> usize {
     columns.unwrap_or(COLUMNS).clamp(COLUMNS_MIN, COLUMNS_MAX)
 }
 
-/// How happenings are laid out.
+/// How views are laid out.
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) columns: usize,
-    pub(crate) colour: Colour,
+    pub(crate) color: ColorMode,
     /// Every line names its room.
     pub(crate) rooms: RoomColumn,
     /// Days since 1970 of the last line.
@@ -102,39 +56,39 @@ pub(crate) enum RoomColumn {
 }
 
 impl Layout {
-    pub(crate) fn new(columns: usize, colour: Colour, rooms: RoomColumn) -> Self {
-        Self { columns, colour, rooms, day: None }
+    pub(crate) fn new(columns: usize, color: ColorMode, rooms: RoomColumn) -> Self {
+        Self { columns, color, rooms, day: None }
     }
 
-    /// Appends the lines of one happening, after the day's, when that is new.
-    pub(crate) fn write(&mut self, out: &mut String, happening: &Happening<'_>, names: &Names) {
-        let day = happening.at_ms / DAY_MS;
+    /// Appends the lines of one view, after the day's, when that is new.
+    pub(crate) fn write(&mut self, out: &mut String, view: &EventView<'_>, names: &DisplayNames) {
+        let day = view.at_ms / DAY_MS;
         if self.day != Some(day) {
-            let line = format!("{} (UTC)", moment::day(happening.at_ms));
-            out.push_str(&self.colour.paint(Style::Bold, &line));
+            let line = format!("{} (UTC)", timestamp::day(view.at_ms));
+            out.push_str(&self.color.paint(Style::Bold, &line));
             out.push('\n');
             self.day = Some(day);
         }
-        let (verb, style) = verb(happening.kind);
-        let (who, text) = (who(happening, names), text(happening, names));
-        let text = match (self.rooms, happening.room) {
+        let (verb, style) = verb(view.kind);
+        let (who, text) = (who(view, names), text(view, names));
+        let text = match (self.rooms, view.room) {
             (RoomColumn::Shown, Some(room)) => format!("room {room}: {text}"),
             _ => text,
         };
-        let text = harmless(text.trim_end_matches([' ', ':']));
+        let text = escape(text.trim_end_matches([' ', ':']));
         let who = cut_name(&who);
-        let id = happening.msg_id.to_string();
+        let id = view.msg_id.to_string();
         let from = TEXT + width(&who).saturating_sub(NAME);
         let first = self.columns.saturating_sub(from + 2 + id.len());
         let further = self.columns - TEXT;
         let lines = match first {
             // A long number on a narrow terminal: the text begins below it.
-            0..FIRST_MIN => [vec![String::new()], wrapped(&text, further, further)].concat(),
-            first => wrapped(&text, first, further),
+            0..FIRST_MIN => [vec![String::new()], wrap(&text, further, further)].concat(),
+            first => wrap(&text, first, further),
         };
         let pad = |text: &str, columns: usize| " ".repeat(columns.saturating_sub(width(text)));
-        let time = moment::time_of_day(happening.at_ms);
-        let paint = |style, text| self.colour.paint(style, text);
+        let time = timestamp::time_of_day(view.at_ms);
+        let paint = |style, text| self.color.paint(style, text);
         write!(
             out,
             "{}  {}{} {}{} {}{}  {}",
@@ -155,155 +109,164 @@ impl Layout {
     }
 }
 
-fn verb(kind: Kind) -> (&'static str, Style) {
+fn verb(kind: EventKind) -> (&'static str, Style) {
     match kind {
-        Kind::Opened => ("opened", Style::Bold),
-        Kind::Closed => ("closed", Style::Bold),
-        Kind::Said => ("said", Style::Good),
-        Kind::Wrote => ("wrote", Style::Good),
-        Kind::Business => ("business", Style::Good),
-        Kind::Refused => ("refused", Style::Bad),
-        Kind::Liked => ("liked", Style::Dim),
-        Kind::Joined => ("joined", Style::Notice),
-        Kind::Left => ("left", Style::Notice),
-        Kind::Online => ("online", Style::Notice),
-        Kind::Offline => ("offline", Style::Notice),
-        Kind::Read => ("read", Style::Dim),
-        Kind::Unacknowledged => ("unacked", Style::Bad),
-        Kind::Gone => ("gone", Style::Bad),
-        Kind::Muted => ("muted", Style::Bad),
-        Kind::Kicked => ("kicked", Style::Bad),
-        Kind::Banned => ("banned", Style::Bad),
-        Kind::Unmuted => ("unmuted", Style::Notice),
-        Kind::Unbanned => ("unbanned", Style::Notice),
-        Kind::Unknown => ("unknown", Style::Bad),
-        Kind::Unreadable => ("unread", Style::Bad),
+        EventKind::Opened => ("opened", Style::Bold),
+        EventKind::Closed => ("closed", Style::Bold),
+        EventKind::RoomMessage => ("said", Style::Good),
+        EventKind::DirectMessage => ("wrote", Style::Good),
+        EventKind::Business => ("business", Style::Good),
+        EventKind::Refused => ("refused", Style::Bad),
+        EventKind::Liked => ("liked", Style::Dim),
+        EventKind::Joined => ("joined", Style::Notice),
+        EventKind::Left => ("left", Style::Notice),
+        EventKind::Online => ("online", Style::Notice),
+        EventKind::Offline => ("offline", Style::Notice),
+        EventKind::Read => ("read", Style::Dim),
+        EventKind::Unacknowledged => ("unacked", Style::Bad),
+        EventKind::GatewayGone => ("gone", Style::Bad),
+        EventKind::Muted => ("muted", Style::Bad),
+        EventKind::Kicked => ("kicked", Style::Bad),
+        EventKind::Banned => ("banned", Style::Bad),
+        EventKind::Unmuted => ("unmuted", Style::Notice),
+        EventKind::Unbanned => ("unbanned", Style::Notice),
+        EventKind::Unknown => ("unknown", Style::Bad),
+        EventKind::Unreadable => ("unread", Style::Bad),
     }
 }
 
-/// The name column: whom the line is about.
-fn who(happening: &Happening<'_>, names: &Names) -> String {
-    match (happening.user, happening.gateway, happening.kind) {
-        (Some(user), ..) => match (&happening.name, happening.kind) {
+/// The name column: target the line is about.
+fn who(view: &EventView<'_>, names: &DisplayNames) -> String {
+    match (view.user, view.gateway, view.kind) {
+        (Some(user), ..) => match (&view.name, view.kind) {
             // A message says itself what its sender is called.
-            (Some(name), Kind::Said | Kind::Wrote) if !name.is_empty() => name.to_string(),
-            _ => called(names, happening.app, user),
+            (Some(name), EventKind::RoomMessage | EventKind::DirectMessage) if !name.is_empty() => {
+                name.to_string()
+            }
+            _ => called(names, view.app, user),
         },
-        (None, Some(_), Kind::Liked | Kind::Unacknowledged) => String::new(),
+        (None, Some(_), EventKind::Liked | EventKind::Unacknowledged) => String::new(),
         (None, Some(gateway), _) => gateway.id.to_string(),
-        (None, None, Kind::Said | Kind::Wrote | Kind::Business | Kind::Refused) => {
-            "(the system)".to_owned()
-        }
-        (None, None, _) => {
-            happening.by.map(|by| called(names, happening.app, by)).unwrap_or_default()
-        }
+        (
+            None,
+            None,
+            EventKind::RoomMessage
+            | EventKind::DirectMessage
+            | EventKind::Business
+            | EventKind::Refused,
+        ) => "(the system)".to_owned(),
+        (None, None, _) => view.by.map(|by| called(names, view.app, by)).unwrap_or_default(),
     }
 }
 
 /// What a user is called, or their number, which is never cut.
-fn called(names: &Names, app: Option<AppId>, user: UserId) -> String {
+fn called(names: &DisplayNames, app: Option<AppId>, user: UserId) -> String {
     names.of(app, user).map_or_else(|| user.to_string(), str::to_owned)
 }
 
-/// Names are cut, numbers are not: half a number is another number.
+/// DisplayNames are cut, numbers are not: half a number is another number.
 fn cut_name(name: &str) -> String {
     if name.bytes().all(|byte| byte.is_ascii_digit()) {
         return name.to_owned();
     }
-    cut(&harmless(name), NAME).into_owned()
+    truncate(&escape(name), NAME).into_owned()
 }
 
-fn text(happening: &Happening<'_>, names: &Names) -> String {
-    let app = happening.app;
+fn text(view: &EventView<'_>, names: &DisplayNames) -> String {
+    let app = view.app;
     let name = |user| called(names, app, user);
-    let to = |text: &str| match happening.to {
+    let to = |text: &str| match view.to {
         Some(to) => format!("to {}: {text}", name(to)),
         None => text.to_owned(),
     };
     let spoken = || {
-        let content = happening.content.as_deref().or(happening.data).unwrap_or_default();
-        match happening.biz_code {
+        let content = view.content.as_deref().or(view.data).unwrap_or_default();
+        match view.biz_code {
             Some(5555) | None => to(content),
             Some(code) => to(&format!("[{code}] {content}")),
         }
     };
-    let reason = || happening.reason.as_deref().unwrap_or_default();
+    let reason = || view.reason.as_deref().unwrap_or_default();
     // Where the name column shows the number, it is not said twice.
-    let user = || match happening.user.filter(|user| names.of(app, *user).is_some()) {
+    let user = || match view.user.filter(|user| names.of(app, *user).is_some()) {
         Some(user) => format!("user {user} "),
         None => String::new(),
     };
-    match happening.kind {
-        Kind::Opened => {
-            let kind = if happening.room_type == Some(2) { "pk room" } else { "the room" };
-            format!("{kind} {:?}", happening.name.as_deref().unwrap_or_default())
+    match view.kind {
+        EventKind::Opened => {
+            let kind = if view.room_type == Some(2) { "pk room" } else { "the room" };
+            format!("{kind} {:?}", view.name.as_deref().unwrap_or_default())
         }
-        Kind::Closed => match happening.by {
+        EventKind::Closed => match view.by {
             Some(_) => "the room".to_owned(),
             None => "the system closed the room".to_owned(),
         },
-        Kind::Said | Kind::Wrote | Kind::Business => spoken(),
-        Kind::Refused => format!("{} ({})", spoken(), reason()),
-        Kind::Liked => match happening.count {
+        EventKind::RoomMessage | EventKind::DirectMessage | EventKind::Business => spoken(),
+        EventKind::Refused => format!("{} ({})", spoken(), reason()),
+        EventKind::Liked => match view.count {
             Some(1) => "once".to_owned(),
             count => format!("{} times", count.unwrap_or_default()),
         },
-        Kind::Joined if happening.resumed == Some(true) => {
-            format!("{}on {}, came back", user(), line(happening))
+        EventKind::Joined if view.resumed == Some(true) => {
+            format!("{}on {}, came back", user(), line(view))
         }
-        Kind::Joined | Kind::Left | Kind::Online => format!("{}on {}", user(), line(happening)),
-        Kind::Offline => format!("{}on {}: {}", user(), line(happening), reason()),
-        Kind::Read => happening.msg_ids.as_deref().unwrap_or_default().join(" "),
-        Kind::Unacknowledged => unacked(happening, &name),
-        Kind::Gone => {
-            let epoch = happening.gateway.map(|Gateway { epoch, .. }| epoch).unwrap_or_default();
+        EventKind::Joined | EventKind::Left | EventKind::Online => {
+            format!("{}on {}", user(), line(view))
+        }
+        EventKind::Offline => format!("{}on {}: {}", user(), line(view), reason()),
+        EventKind::Read => view.msg_ids.as_deref().unwrap_or_default().join(" "),
+        EventKind::Unacknowledged => unacked(view, &name),
+        EventKind::GatewayGone => {
+            let epoch = view.gateway.map(|GatewayView { epoch, .. }| epoch).unwrap_or_default();
             format!("the gateway's life {epoch} is over")
         }
-        Kind::Muted | Kind::Banned | Kind::Kicked | Kind::Unmuted | Kind::Unbanned => {
-            measure(happening, &name)
-        }
-        Kind::Unknown => "an event of a kind newer than this build".to_owned(),
-        Kind::Unreadable => {
-            format!("no event: {}", happening.subject.unwrap_or_default())
+        EventKind::Muted
+        | EventKind::Banned
+        | EventKind::Kicked
+        | EventKind::Unmuted
+        | EventKind::Unbanned => measure(view, &name),
+        EventKind::Unknown => "an event of a kind newer than this build".to_owned(),
+        EventKind::Unreadable => {
+            format!("no event: {}", view.subject.unwrap_or_default())
         }
     }
 }
 
 /// `gw-1 #12`: gateway and connection.
-fn line(happening: &Happening<'_>) -> String {
-    let gateway = happening.gateway.map(|gateway| gateway.id.to_string()).unwrap_or_default();
-    match happening.connection {
+fn line(view: &EventView<'_>) -> String {
+    let gateway = view.gateway.map(|gateway| gateway.id.to_string()).unwrap_or_default();
+    match view.connection {
         Some(connection) => format!("{gateway} #{connection}"),
         None => gateway,
     }
 }
 
-fn unacked(happening: &Happening<'_>, name: &impl Fn(UserId) -> String) -> String {
-    let one = |Unacked { msg_id, users, sends }: &Unacked<'_>| {
+fn unacked(view: &EventView<'_>, name: &impl Fn(UserId) -> String) -> String {
+    let one = |UnackedView { msg_id, users, sends }: &UnackedView<'_>| {
         let users = match users {
             Some(users) => users.iter().map(|user| name(*user)).collect::<Vec<_>>().join(", "),
             None => "whoever was there".to_owned(),
         };
         format!("{msg_id} by {users} (sent {sends}x)")
     };
-    let messages = happening.messages.iter().flatten().map(one).collect::<Vec<_>>().join("; ");
-    format!("on {}: {messages}", line(happening))
+    let messages = view.messages.iter().flatten().map(one).collect::<Vec<_>>().join("; ");
+    format!("on {}: {messages}", line(view))
 }
 
-fn measure(happening: &Happening<'_>, name: &impl Fn(UserId) -> String) -> String {
-    let by = happening.by.map_or_else(|| "the server API".to_owned(), name);
+fn measure(view: &EventView<'_>, name: &impl Fn(UserId) -> String) -> String {
+    let by = view.by.map_or_else(|| "the server API".to_owned(), name);
     let mut text = format!("by {by}");
-    if happening.room.is_none() {
+    if view.room.is_none() {
         text += ", everywhere";
     }
-    match (happening.kind, happening.until_ms) {
-        (Kind::Muted | Kind::Banned, Some(until)) => {
-            text += &format!(", until {}", moment::shown(until))
+    match (view.kind, view.until_ms) {
+        (EventKind::Muted | EventKind::Banned, Some(until)) => {
+            text += &format!(", until {}", timestamp::rfc3339(until))
         }
-        (Kind::Muted | Kind::Banned, None) => text += ", until lifted",
+        (EventKind::Muted | EventKind::Banned, None) => text += ", until lifted",
         _ => {}
     }
-    if let Some(reason) = &happening.reason {
+    if let Some(reason) = &view.reason {
         text += &format!(": {reason}");
     }
     text

@@ -3,7 +3,7 @@
 
 use qiyu_nats::{
     Bus,
-    log::{From, ReadError},
+    log::{ReadError, ReadFrom},
 };
 use qiyu_schema::{
     AppId, Partition, RoomId, UserId,
@@ -11,7 +11,7 @@ use qiyu_schema::{
     subject::{self, RoomKind},
 };
 
-use super::happening::Happening;
+use crate::log::event_view::{EventView, UnackedView};
 
 /// What somebody wants to see.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ const KINDS_OF_A_MEMBER: [RoomKind; 6] = [
     RoomKind::Msg,
     RoomKind::Members,
     RoomKind::Refused,
-    RoomKind::Measures,
+    RoomKind::Sanctions,
     RoomKind::Unacked,
     RoomKind::Biz,
 ];
@@ -55,13 +55,13 @@ impl Selection {
     pub(crate) fn filters(&self) -> Vec<String> {
         match self {
             Self::Room(app, room) => vec![
-                subject::whole_room(*app, *room),
+                subject::room_events(*app, *room),
                 subject::any_gateway_gone_in(Partition::of_room(*app, *room)),
             ],
             Self::User(app, user, Breadth::Rooms(rooms)) => {
                 let sessions = subject::sessions(Partition::of_user(*app, *user), *app);
                 let mut filters = vec![
-                    subject::whole_user(*app, *user),
+                    subject::user_events(*app, *user),
                     sessions,
                     subject::any_room_of(*app, RoomKind::Opened),
                     subject::any_room_of(*app, RoomKind::Closed),
@@ -74,10 +74,10 @@ impl Selection {
             Self::User(app, user, Breadth::Wide) => {
                 let mut filters = vec![
                     subject::sessions(Partition::of_user(*app, *user), *app),
-                    subject::user_biz(*app, *user),
-                    subject::user_measures(*app, *user),
-                    subject::any_user_msg_of(*app),
-                    subject::any_user_refused_of(*app),
+                    subject::user(*app, *user, subject::UserKind::Biz),
+                    subject::user(*app, *user, subject::UserKind::Sanctions),
+                    subject::any_user_of(*app, subject::UserKind::Msg),
+                    subject::any_user_of(*app, subject::UserKind::Refused),
                     subject::any_room_of(*app, RoomKind::Opened),
                     subject::any_room_of(*app, RoomKind::Closed),
                 ];
@@ -89,18 +89,18 @@ impl Selection {
     }
 
     /// Whether this is meant, among what the subjects hold.
-    pub(crate) fn wants(&self, happening: &Happening<'_>) -> bool {
+    pub(crate) fn wants(&self, view: &EventView<'_>) -> bool {
         match self {
             Self::Room(..) | Self::Everything(None) => true,
-            Self::Everything(Some(app)) => happening.app.is_none_or(|of| of == *app),
+            Self::Everything(Some(app)) => view.app.is_none_or(|of| of == *app),
             Self::User(_, user, _) => {
-                let owes = |message: &super::happening::Unacked<'_>| {
+                let owes = |message: &UnackedView<'_>| {
                     message.users.as_ref().is_some_and(|users| users.contains(user))
                 };
-                happening.user == Some(*user)
-                    || happening.to == Some(*user)
-                    || happening.by == Some(*user)
-                    || happening.messages.iter().flatten().any(owes)
+                view.user == Some(*user)
+                    || view.to == Some(*user)
+                    || view.by == Some(*user)
+                    || view.messages.iter().flatten().any(owes)
             }
         }
     }
@@ -134,7 +134,7 @@ impl Selection {
 /// app if they are too many. A login names its room, and a connection changes none.
 pub(crate) async fn rooms_of(bus: &Bus, app: AppId, user: UserId) -> Result<Breadth, ReadError> {
     let sessions = subject::sessions(Partition::of_user(app, user), app);
-    let mut reader = bus.read_history(vec![sessions], From::After(0)).await?;
+    let mut reader = bus.read_history(vec![sessions], ReadFrom::After(0)).await?;
     let mut pending = reader.pending_at_start();
     let mut rooms = Vec::new();
     while 0 < pending {

@@ -23,7 +23,7 @@ const NAME_CHARS_MAX: usize = 64;
 /// Translates one window into one log.
 #[derive(Debug)]
 pub(crate) struct Translator {
-    /// Told apart from every other replay by this.
+    /// PrintSummary apart from every other replay by this.
     run: String,
     positions: BTreeMap<MsgId, MsgId>,
     /// Lives met, by their old names, and the partitions that know the new ones.
@@ -54,7 +54,7 @@ impl Translator {
         let mut subject = entry.subject.clone();
         match &mut record.event {
             Event::Unknown => return Translated::Unknown,
-            Event::RoomOpened { .. } | Event::RoomClosed { .. } | Event::MeasureLifted { .. } => {}
+            Event::RoomOpened { .. } | Event::RoomClosed { .. } | Event::SanctionLifted { .. } => {}
             Event::RoomMessageSent { sender, .. }
             | Event::DirectMessageSent { sender, .. }
             | Event::BusinessSent { sender, .. }
@@ -64,8 +64,8 @@ impl Translator {
             Event::MembersChanged { gateway, changes, .. } => {
                 *gateway = self.met(gateway, partition);
                 for change in changes.iter_mut() {
-                    if let MemberChange::Left { heard, .. } = change {
-                        *heard = heard.and_then(|id| self.position(id));
+                    if let MemberChange::Left { last_seen, .. } = change {
+                        *last_seen = last_seen.and_then(|id| self.position(id));
                     }
                 }
             }
@@ -94,7 +94,7 @@ impl Translator {
                 *gateway = new.clone();
                 subject = subject::gateway_gone(partition, &gateway.id);
             }
-            Event::MeasureTaken { until_ms, .. } => {
+            Event::SanctionImposed { until_ms, .. } => {
                 let left = |until: u64| until.saturating_sub(record.at_ms);
                 *until_ms = until_ms.map(|until| now_ms.saturating_add(left(until)));
             }
@@ -161,7 +161,7 @@ impl Translator {
         Incarnation { id: id.unwrap_or_else(|_| old.id.clone()), epoch: old.epoch }
     }
 
-    /// Told apart by its end where the whole is too long: names count up there.
+    /// PrintSummary apart by its end where the whole is too long: names count up there.
     fn prefixed(&self, name: &str) -> String {
         let room = NAME_CHARS_MAX - self.run.len() - 1;
         let end = &name[name.len().saturating_sub(room)..];
@@ -172,7 +172,7 @@ impl Translator {
 #[cfg(test)]
 mod tests {
     use qiyu_schema::{
-        AppId, RoomId, UserId, codec, event::VERSION, measure::Measure, subject::RoomKind,
+        AppId, RoomId, UserId, codec, event::VERSION, sanction::SanctionKind, subject::RoomKind,
     };
 
     use super::*;
@@ -215,7 +215,7 @@ mod tests {
         let changes = vec![MemberChange::Left {
             connection: qiyu_schema::ConnId(std::num::NonZeroU64::MIN),
             user: user(),
-            heard: Some(MsgId::at(1)),
+            last_seen: Some(MsgId::at(1)),
         }];
         let moved = Event::MembersChanged { app, room, gateway: old.clone(), changes };
         let moved = translator.translate(&entry(2, RoomKind::Members, moved), 9_000);
@@ -241,12 +241,13 @@ mod tests {
         let (_, Event::Unacknowledged { messages, .. }) = event(owed) else { panic!() };
         assert_eq!(messages, [unacked(400)]);
 
-        let (measure, reason, by) = (Measure::Mute, String::new(), None);
+        let (sanction, reason, by) = (SanctionKind::Mute, String::new(), None);
         let until_ms = Some(61_000);
         let room = Some(room);
-        let muted = Event::MeasureTaken { app, room, user: user(), measure, until_ms, reason, by };
-        let muted = translator.translate(&entry(7, RoomKind::Measures, muted), 9_000);
-        let (_, Event::MeasureTaken { until_ms, .. }) = event(muted) else { panic!() };
+        let muted =
+            Event::SanctionImposed { app, room, user: user(), sanction, until_ms, reason, by };
+        let muted = translator.translate(&entry(7, RoomKind::Sanctions, muted), 9_000);
+        let (_, Event::SanctionImposed { until_ms, .. }) = event(muted) else { panic!() };
         assert_eq!(until_ms, Some(69_000), "a minute is a minute");
     }
 

@@ -2,131 +2,133 @@
 
 use std::fmt::Write as _;
 
-use qiyu_schema::ledger::{How, Reason, Via};
-use time::{OffsetDateTime, macros::format_description};
+use qiyu_schema::ledger::{DispatchKind, UnackedReason, Via};
 
-use super::life::{Because, Dispatch, Fate, Forgotten, Life, Settled, Way, What};
+use crate::{text::plural, timestamp::date_time};
+
+use super::message::{
+    Decision, Expiry, GatewayOutcome, MessageKind, MessageTrace, PlannedDelivery, ReadPath,
+    SendCause,
+};
 
 /// Users named on one line; the JSON form has all.
 const NAMES_MAX: usize = 10;
 
-/// A time, in UTC.
-pub(crate) fn moment(ms: u64) -> String {
-    let form =
-        format_description!("[year]-[month]-[day] [hour]:[minute]:[second].[subsecond digits:3]");
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000);
-    at.ok().and_then(|at| at.format(form).ok()).unwrap_or_else(|| format!("{ms} ms"))
-}
-
 /// Everything, a line for each step.
-pub(super) fn pretty(life: &Life) -> String {
+pub(super) fn pretty(trace: &MessageTrace) -> String {
     let mut text = String::new();
     let mut line = |label: &str, rest: &str| {
         writeln!(text, "  {label:<13}{rest}").ok(); // writing to a String does not fail
     };
-    line("accepted", &accepted(life));
-    let (stored, partition, msg_id) = (moment(life.stored_ms), &life.partition, life.msg_id);
+    line("accepted", &accepted(trace));
+    let (stored, partition, msg_id) = (date_time(trace.stored_ms), &trace.partition, trace.msg_id);
     line("stored", &format!("{stored}  at {} of partition {partition}", msg_id.seq()));
-    line("for", &audience(life));
-    for handover in &life.handovers {
+    line("for", &audience(trace));
+    for handover in &trace.handovers {
         let to = match &handover.to {
             Some(gateway) => format!("to gateway {gateway}"),
             None => "to nobody".to_owned(),
         };
         let how = match handover.how {
-            How::Stored | How::Nobody => "",
-            How::Full => ", whose queue was full: it reads the log",
-            How::Refused => ", which can never take it",
-            How::Other => ", in a way this build does not know",
+            DispatchKind::Stored | DispatchKind::NoRecipient => "",
+            DispatchKind::Full => ", whose queue was full: it reads the log",
+            DispatchKind::Refused => ", which can never take it",
+            DispatchKind::Other => ", in a way this build does not know",
         };
         let again = handover.because.map_or(String::new(), |event| format!(", because of {event}"));
         let by = format!("by worker {} (epoch {})", handover.worker, handover.epoch);
-        line("fanned out", &format!("{}  {to}{how}{again} {by}", moment(handover.at_ms)));
+        line("fanned out", &format!("{}  {to}{how}{again} {by}", date_time(handover.at_ms)));
     }
-    if life.handovers.is_empty() {
+    if trace.handovers.is_empty() {
         line("fanned out", "nothing is recorded: it may be under way, or its worker died at once");
     }
-    for settled in life.outcomes.iter().filter(|s| s.outcome.via != Via::Resume) {
+    for settled in trace.outcomes.iter().filter(|s| s.outcome.via != Via::Resume) {
         line("settled", &outcome(settled));
         for reason in exceptions(settled) {
             line("", &reason);
         }
     }
-    for gone in &life.gateways_gone {
+    for gone in &trace.gateways_gone {
         let had = "and with it what it alone knew of this message";
-        line("ended", &format!("{}  gateway {}, {had}", moment(gone.at_ms), gone.gateway));
+        line("ended", &format!("{}  gateway {}, {had}", date_time(gone.at_ms), gone.gateway));
     }
-    for left in &life.left_behind {
+    for left in &trace.left_behind {
         let whose = match &left.users {
             Some(users) => listed("users", users.iter().map(ToString::to_string)),
             None => "everybody it then had in the room".to_owned(),
         };
         line(
             "left behind",
-            &format!("{}  unacknowledged at gateway {}: {whose}", moment(left.at_ms), left.gateway),
+            &format!(
+                "{}  unacknowledged at gateway {}: {whose}",
+                date_time(left.at_ms),
+                left.gateway
+            ),
         );
     }
-    for dispatch in &life.dispatches {
+    for dispatch in &trace.dispatches {
         if let Some(why) = again(dispatch) {
             line("sent again", &why);
         }
     }
-    for dispatch in life.dispatches.iter().filter(|dispatch| is_open(life, dispatch)) {
+    for dispatch in trace.dispatches.iter().filter(|dispatch| is_open(trace, dispatch)) {
         line("in flight", &format!("gateway {} has not reported an outcome", dispatch.to));
     }
-    for settled in life.outcomes.iter().filter(|s| s.outcome.via == Via::Resume) {
+    for settled in trace.outcomes.iter().filter(|s| s.outcome.via == Via::Resume) {
         line("resumed", &outcome(settled));
     }
-    if let Some(taken) = &life.taken {
-        let (at, gateway) = (moment(taken.at_ms), &taken.gateway);
+    if let Some(taken) = &trace.taken {
+        let (at, gateway) = (date_time(taken.at_ms), &taken.gateway);
         line("acknowledged", &format!("{at}  by its recipient on gateway {gateway}"));
-    } else if let Some(forgotten) = life.forgotten {
-        line("forgotten", &format!("{}  {}", moment(forgotten.at_ms), why_forgotten(forgotten)));
-    } else if let What::Whispered { to, .. } = life.what {
+    } else if let Some(expiry) = trace.expiry {
+        line("forgotten", &format!("{}  {}", date_time(expiry.at_ms), why_forgotten(expiry)));
+    } else if let MessageKind::Direct { to, .. } = trace.kind {
         line("waiting", &format!("for user {to}, whose acknowledgement is not in the log"));
     }
-    for reading in &life.readings {
+    for reading in &trace.readings {
         let way = match reading.way {
-            Way::History => "in the room's history",
-            Way::OfflinePull => "among what waited for them",
+            ReadPath::History => "in the room's history",
+            ReadPath::OfflinePull => "among what waited for them",
         };
-        line("read", &format!("{}  by user {} {way}", moment(reading.at_ms), reading.user));
+        line("read", &format!("{}  by user {} {way}", date_time(reading.at_ms), reading.user));
     }
     line(
         "searched",
         &format!(
             "the log to {}, outcomes to {}, resumes and readings to now",
-            moment(life.searched.log_until_ms),
-            moment(life.searched.ledger_until_ms)
+            date_time(trace.searched.log_until_ms),
+            date_time(trace.searched.ledger_until_ms)
         ),
     );
-    format!("{}\n{text}", title(life))
+    format!("{}\n{text}", title(trace))
 }
 
 /// Why a 1:1 message waits for nobody any more.
-pub(super) fn why_forgotten(forgotten: Forgotten) -> String {
-    match forgotten.because {
+pub(super) fn why_forgotten(expiry: Expiry) -> String {
+    match expiry.because {
         Some(newer) => format!("newer ones took its place, {newer} the last of them"),
         None => "it had waited for seven days".to_owned(),
     }
 }
 
-fn title(life: &Life) -> String {
-    let (msg_id, app) = (life.msg_id, life.app);
-    match life.what {
-        What::Said { room, biz_code } => {
+fn title(trace: &MessageTrace) -> String {
+    let (msg_id, app) = (trace.msg_id, trace.app);
+    match trace.kind {
+        MessageKind::Room { room, biz_code } => {
             format!("message {msg_id} in room {room} of app {app} (bizCode {biz_code}), UTC")
         }
-        What::Whispered { to, biz_code } => {
+        MessageKind::Direct { to, biz_code } => {
             format!("message {msg_id} to user {to} of app {app} (bizCode {biz_code}), UTC")
         }
-        What::Closing { room } => format!("message {msg_id}, the closing of room {room}, UTC"),
+        MessageKind::Closing { room } => {
+            format!("message {msg_id}, the closing of room {room}, UTC")
+        }
     }
 }
 
-fn accepted(life: &Life) -> String {
-    let at = moment(life.accepted_ms);
-    let Some(sender) = &life.sender else { return format!("{at}  from the system itself") };
+fn accepted(trace: &MessageTrace) -> String {
+    let at = date_time(trace.accepted_ms);
+    let Some(sender) = &trace.sender else { return format!("{at}  from the system itself") };
     let from = sender.user.map_or("a server".to_owned(), |user| format!("user {user}"));
     let Some(through) = &sender.through else { return format!("{at}  from {from}") };
     let named = through.client_msg_id.as_ref().map(|id| format!(", clientMsgId {id}"));
@@ -138,34 +140,28 @@ fn accepted(life: &Life) -> String {
     )
 }
 
-fn audience(life: &Life) -> String {
-    match life.fate {
-        Fate::RoomClosed { closed } => format!("nobody: the room had been closed by {closed}"),
-        Fate::Repeated { first } => {
+fn audience(trace: &MessageTrace) -> String {
+    match trace.decision {
+        Decision::RoomClosed { closed } => format!("nobody: the room had been closed by {closed}"),
+        Decision::Duplicate { first } => {
             format!("nobody: the same clientMsgId was given to {first} before")
         }
-        Fate::Unheard => match life.what {
-            What::Whispered { to, .. } => format!("user {to}, who was away"),
+        Decision::NoRecipient => match trace.kind {
+            MessageKind::Direct { to, .. } => format!("user {to}, who was away"),
             _ => "nobody: nobody else was in the room".to_owned(),
         },
-        Fate::Delivered => {
-            let mut gateways: Vec<_> = life.audience.iter().map(|h| &h.gateway).collect();
+        Decision::Delivered => {
+            let mut gateways: Vec<_> = trace.audience.iter().map(|h| &h.gateway).collect();
             gateways.sort_unstable();
             gateways.dedup();
             let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-            let (here, there) = (count(life.audience.len()), count(gateways.len()));
+            let (here, there) = (count(trace.audience.len()), count(gateways.len()));
             format!("{}, {}", plural(here, "connection"), plural(there, "gateway"))
         }
     }
 }
 
-/// So many of something.
-pub(crate) fn plural(number: u64, thing: &str) -> String {
-    let ending = if number == 1 { "" } else { "s" };
-    format!("{number} {thing}{ending}")
-}
-
-fn outcome(settled: &Settled) -> String {
+fn outcome(settled: &GatewayOutcome) -> String {
     let outcome = &settled.outcome;
     let way = match outcome.via {
         Via::Envelope => "",
@@ -185,10 +181,10 @@ fn outcome(settled: &Settled) -> String {
         (outcome.lagging, "more that had ignored several in a row, told apart"),
     ];
     let further = further.into_iter().filter(|(count, _)| 0 < *count);
-    counts.extend(further.map(|(count, what)| format!("{count} {what}")));
+    counts.extend(further.map(|(count, kind)| format!("{count} {kind}")));
     format!(
         "{}  gateway {}{to}: {} resolved, {} written, {}{way}",
-        moment(settled.at_ms),
+        date_time(settled.at_ms),
         settled.gateway,
         outcome.resolved,
         outcome.written,
@@ -196,13 +192,13 @@ fn outcome(settled: &Settled) -> String {
     )
 }
 
-fn exceptions(settled: &Settled) -> Vec<String> {
+fn exceptions(settled: &GatewayOutcome) -> Vec<String> {
     let reasons = [
-        (Reason::NotAcknowledged, "sent as often as allowed, not acknowledged in time"),
-        (Reason::Lagging, "written once, had ignored several in a row"),
-        (Reason::Left, "left before acknowledging"),
-        (Reason::RoomClosed, "the room was closed before"),
-        (Reason::Other, "for a reason this build does not know"),
+        (UnackedReason::NotAcknowledged, "sent as often as allowed, not acknowledged in time"),
+        (UnackedReason::Lagging, "written once, had ignored several in a row"),
+        (UnackedReason::Left, "left before acknowledging"),
+        (UnackedReason::RoomClosed, "the room was closed before"),
+        (UnackedReason::Other, "for a reason this build does not know"),
     ];
     let mut lines = Vec::new();
     for (reason, words) in reasons {
@@ -220,23 +216,23 @@ fn exceptions(settled: &Settled) -> Vec<String> {
     lines
 }
 
-fn listed(what: &str, names: impl ExactSizeIterator<Item = String>) -> String {
+fn listed(kind: &str, names: impl ExactSizeIterator<Item = String>) -> String {
     let all = names.len();
     let mut names: Vec<String> = names.take(NAMES_MAX).collect();
     if names.len() < all {
         names.push(format!("and {} more", all - names.len()));
     }
-    let what = if all == 1 { what.trim_end_matches('s') } else { what };
-    format!("{what} {}", names.join(", "))
+    let kind = if all == 1 { kind.trim_end_matches('s') } else { kind };
+    format!("{kind} {}", names.join(", "))
 }
 
 /// What a further sending was for; `None` for the first.
-fn again(dispatch: &Dispatch) -> Option<String> {
+fn again(dispatch: &PlannedDelivery) -> Option<String> {
     let (why, event) = match dispatch.because {
-        Because::Said => return None,
-        Because::Login { event } => ("its recipient logged in", event),
-        Because::Return { event } => ("taken over for those who are back", event),
-        Because::Late { event } => ("somebody entered the closed room", event),
+        SendCause::Message => return None,
+        SendCause::Login { event } => ("its recipient logged in", event),
+        SendCause::Return { event } => ("taken over for those who are back", event),
+        SendCause::Late { event } => ("somebody entered the closed room", event),
     };
     let to = dispatch.connections.iter().map(|(connection, user)| match user {
         Some(user) => format!("{connection} (user {user})"),
@@ -244,22 +240,12 @@ fn again(dispatch: &Dispatch) -> Option<String> {
     });
     Some(format!(
         "{}  {why} ({event}): gateway {}, {}",
-        moment(dispatch.at_ms),
+        date_time(dispatch.at_ms),
         dispatch.to,
         listed("connections", to.collect::<Vec<_>>().into_iter())
     ))
 }
 
-fn is_open(life: &Life, dispatch: &Dispatch) -> bool {
-    life.gone(&dispatch.to).is_none() && !life.outcomes.iter().any(|s| s.answers(dispatch))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::moment;
-
-    #[test]
-    fn a_moment_is_written_to_the_millisecond() {
-        assert_eq!(moment(1_700_000_000_123), "2023-11-14 22:13:20.123");
-    }
+fn is_open(trace: &MessageTrace, dispatch: &PlannedDelivery) -> bool {
+    trace.gone(&dispatch.to).is_none() && !trace.outcomes.iter().any(|s| s.answers(dispatch))
 }

@@ -9,39 +9,39 @@ use qiyu_fanout::fold::Effect;
 use qiyu_nats::{Bus, log::LogEntry};
 use qiyu_schema::{
     MsgId, Partition,
-    command::{ListMembers, fold_of},
+    command::{ListMembers, fold_group},
     event::Record,
 };
 
 use super::{
-    Running, Scope,
-    key::{Key, Projection, State, shown_hash},
-    law::{Law, LawReport},
-    live::{Holdings, Page, Unchecked, holdings, pages},
-    part::part,
-    rebuild::{Nobody, Rebuilt, Witness},
-    report::{Difference, Report},
+    SystemState, VerifyScope,
+    accounting::{Accounting, AccountingReport},
+    divergence::find_divergences,
+    key::{ItemKey, PartitionState, Projection, shown_hash},
+    live::{FoldPage, StoredItems, Unchecked, pages, stored_items},
+    rebuild::{NoObserver, Observer, RebuiltFolds},
+    report::{Difference, VerifyReport},
 };
 
 /// What is derived trails the log by moments: a difference counts when it was
 /// there at every one of these looks, and what lives has not moved meanwhile. As
 /// long as a partition may be without an owner after a sudden death, and more.
-const LOOKS: usize = 12;
+const LOOKS_MAX: usize = 12;
 /// Between two looks. An owner writes counts once a second, if they have changed.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Members asked for when a room differs.
 const MEMBERS_MAX: u32 = 1000;
 
 /// What lives, and what should: `None` is "not there".
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Pair {
+pub(super) struct ComparedItem {
     pub(super) live: Option<Vec<String>>,
     pub(super) expected: Option<String>,
     /// The last event that counts; 0: as far as the log goes.
     pub(super) until: u64,
 }
 
-impl Pair {
+impl ComparedItem {
     /// Whether what lives is one of the ways to say what should be.
     pub(super) fn agrees(&self, expected: Option<&String>) -> bool {
         match (&self.live, expected) {
@@ -54,67 +54,77 @@ impl Pair {
 
 /// A comparison under way.
 pub(super) struct Comparison {
-    rebuilt: Rebuilt,
-    scope: Scope,
+    rebuilt: RebuiltFolds,
+    scope: VerifyScope,
     at_ms: u64,
-    differing: BTreeMap<Key, Pair>,
+    differing: BTreeMap<ItemKey, ComparedItem>,
     /// What nobody can read.
-    senseless: BTreeSet<(Projection, String)>,
+    unreadable: BTreeSet<(Projection, String)>,
     counts: BTreeMap<Projection, u64>,
     events: u64,
     unchecked: Unchecked,
-    law: Law,
+    accounting: Accounting,
 }
 
 impl Comparison {
     /// Asks the owners, folds the log, and compares the folds at the very
     /// positions the owners answered from.
-    pub(super) async fn begin(bus: &Bus, scope: &Scope) -> anyhow::Result<Self> {
+    pub(super) async fn begin(bus: &Bus, scope: &VerifyScope) -> anyhow::Result<Self> {
         let at_ms = qiyu_nats::now_ms();
-        let (mut unchecked, mut senseless) = (Unchecked::new(), BTreeSet::new());
+        let (mut unchecked, mut unreadable) = (Unchecked::new(), BTreeSet::new());
         // Before the log is read: so it is read to beyond every answer.
-        let pages = pages(bus, scope, at_ms, &mut unchecked, &mut senseless).await;
-        let mut rebuilt = Rebuilt::begin(bus, &scope.partitions()).await?;
-        let mut turning = Turning::new(pages, at_ms, scope);
+        let pages = pages(bus, scope, at_ms, &mut unchecked, &mut unreadable).await;
+        let mut rebuilt = RebuiltFolds::begin(bus, &scope.partitions()).await?;
+        let mut turning = FoldComparer::new(pages, at_ms, scope);
         let events = rebuilt.advance(bus, &mut turning).await?;
         turning.finish(&rebuilt);
-        let Turning { differing, counts, law, .. } = turning;
+        let FoldComparer { differing, counts, accounting, .. } = turning;
         let scope = scope.clone();
-        Ok(Self { rebuilt, scope, at_ms, differing, senseless, counts, events, unchecked, law })
+        Ok(Self {
+            rebuilt,
+            scope,
+            at_ms,
+            differing,
+            unreadable,
+            counts,
+            events,
+            unchecked,
+            accounting,
+        })
     }
 
     /// Compares buckets and tables, until what differs is certain to.
-    pub(super) async fn settle(&mut self, bus: &Bus) -> anyhow::Result<()> {
-        let mut suspects: Option<BTreeMap<Key, Pair>> = None;
-        let mut senseless: Option<BTreeSet<(Projection, String)>> = None;
-        for look in 0..LOOKS {
+    pub(super) async fn confirm_differences(&mut self, bus: &Bus) -> anyhow::Result<()> {
+        let mut suspects: Option<BTreeMap<ItemKey, ComparedItem>> = None;
+        let mut unreadable: Option<BTreeSet<(Projection, String)>> = None;
+        for look in 0..LOOKS_MAX {
             if 0 < look {
-                tokio::time::sleep(LOOK_AGAIN).await;
-                self.events += self.rebuilt.advance(bus, &mut Nobody).await?;
+                tokio::time::sleep(POLL_INTERVAL).await;
+                self.events += self.rebuilt.advance(bus, &mut NoObserver).await?;
             }
             let mut unchecked = Unchecked::new();
-            let held = holdings(bus, &self.scope, self.at_ms, &mut unchecked).await;
+            let held = stored_items(bus, &self.scope, self.at_ms, &mut unchecked).await;
             let mut now = self.differences(&held);
             now.retain(|key, _| !unchecked.contains_key(&key.projection()));
             if let Some(before) = suspects {
                 // What has changed since is alive, and only late.
                 now.retain(|key, pair| before.get(key).is_some_and(|old| old.live == pair.live));
                 // What cannot be read just now is as suspect as it was.
-                let unread = |key: &Key| unchecked.contains_key(&key.projection());
-                now.extend(before.into_iter().filter(|(key, _)| unread(key)));
+                let now_unreadable = |key: &ItemKey| unchecked.contains_key(&key.projection());
+                now.extend(before.into_iter().filter(|(key, _)| now_unreadable(key)));
             }
             // Of a whole bucket it is not known whose it is.
-            let unread = match self.scope.room {
-                None => held.senseless,
+            let now_unreadable = match self.scope.room {
+                None => held.unreadable,
                 Some(_) => BTreeSet::new(),
             };
-            let unread = match senseless {
-                None => unread,
-                Some(before) => before.intersection(&unread).cloned().collect(),
+            let now_unreadable = match unreadable {
+                None => now_unreadable,
+                Some(before) => before.intersection(&now_unreadable).cloned().collect(),
             };
-            let done = now.is_empty() && unread.is_empty() && unchecked.is_empty();
-            (suspects, senseless) = (Some(now), Some(unread));
-            if done || look + 1 == LOOKS {
+            let done = now.is_empty() && now_unreadable.is_empty() && unchecked.is_empty();
+            (suspects, unreadable) = (Some(now), Some(now_unreadable));
+            if done || look + 1 == LOOKS_MAX {
                 self.unchecked.append(&mut unchecked);
                 break;
             }
@@ -123,17 +133,17 @@ impl Comparison {
         let mut certain = suspects.unwrap_or_default();
         certain.retain(|key, _| !unchecked.contains_key(&key.projection()));
         self.differing.append(&mut certain);
-        self.senseless.extend(senseless.unwrap_or_default());
+        self.unreadable.extend(unreadable.unwrap_or_default());
         Ok(())
     }
 
-    fn differences(&mut self, held: &Holdings) -> BTreeMap<Key, Pair> {
-        let mut keys: BTreeSet<Key> = held.things.keys().copied().collect();
-        keys.extend(self.rebuilt.states().flat_map(State::keys));
+    fn differences(&mut self, held: &StoredItems) -> BTreeMap<ItemKey, ComparedItem> {
+        let mut keys: BTreeSet<ItemKey> = held.things.keys().copied().collect();
+        keys.extend(self.rebuilt.states().flat_map(PartitionState::keys));
         if let Some(room) = self.scope.room {
             keys.retain(|key| key.room() == Some(room));
         }
-        if self.scope.running == Running::No {
+        if self.scope.running == SystemState::Stopped {
             keys.retain(|key| {
                 !matches!(key.projection(), Projection::Presence | Projection::Counters)
             });
@@ -149,7 +159,7 @@ impl Comparison {
             let (live, expected) =
                 (held.things.get(&key).cloned(), key.expected(state, self.at_ms));
             let live = live.or_else(|| unwritten(key));
-            let pair = Pair { live, expected, until: 0 };
+            let pair = ComparedItem { live, expected, until: 0 };
             let nothing_inside = pair.expected.is_none() && is_unwritten(key, &pair.live);
             if !pair.agrees(pair.expected.as_ref()) && !nothing_inside {
                 differing.insert(key, pair);
@@ -172,8 +182,8 @@ impl Comparison {
         if self.rebuilt.is_whole() {
             self.counts.insert(Projection::Log, self.events);
         }
-        let senseless = std::mem::take(&mut self.senseless);
-        let senseless = senseless
+        let unreadable = std::mem::take(&mut self.unreadable);
+        let unreadable = unreadable
             .into_iter()
             .map(|(of, key)| difference(of, key, "not readable", "cannot be compared with it"));
         let gaps = self.rebuilt.gaps().iter().map(|(first, last)| {
@@ -184,29 +194,29 @@ impl Comparison {
             };
             difference(Projection::Log, key, "missing", "has what was before and after")
         });
-        senseless.chain(gaps).collect()
+        unreadable.chain(gaps).collect()
     }
 
     /// Whether what was owed is what became of it.
-    pub(super) async fn law(&self, bus: &Bus) -> anyhow::Result<LawReport> {
-        self.law.hold(bus, &self.rebuilt).await
+    pub(super) async fn accounting(&self, bus: &Bus) -> anyhow::Result<AccountingReport> {
+        self.accounting.hold(bus, &self.rebuilt).await
     }
 
     /// With the events at which what differs has parted from the log.
-    pub(super) async fn report(mut self, bus: &Bus) -> anyhow::Result<Report> {
+    pub(super) async fn report(mut self, bus: &Bus) -> anyhow::Result<VerifyReport> {
         let further = self.further();
-        let mut report = Report {
+        let mut report = VerifyReport {
             position: self.rebuilt.position(),
             events: self.events,
             checked: self.counts,
             unchecked: self.unchecked,
-            ..Report::default()
+            ..VerifyReport::default()
         };
-        let parted = part(bus, &self.differing, self.at_ms).await?;
+        let parted = find_divergences(bus, &self.differing, self.at_ms).await?;
         for (key, pair) in &self.differing {
             let detail = self.rebuilt.state(key.partition()).map(|state| (key, state));
             let detail = match detail {
-                Some((Key::Live(..), state)) => who_differs(bus, key, state).await,
+                Some((ItemKey::Live(..), state)) => member_difference(bus, key, state).await,
                 _ => None,
             };
             report.differences.push(Difference {
@@ -225,39 +235,39 @@ impl Comparison {
 
 /// What the log alone cannot judge: rooms that ended before it begins, claims
 /// of rooms that never opened, what is left of rooms that are over.
-fn is_beyond_the_log(key: Key, state: &State) -> bool {
+fn is_beyond_the_log(key: ItemKey, state: &PartitionState) -> bool {
     match key {
-        Key::Record(app, room) => {
+        ItemKey::Record(app, room) => {
             let known = state.rooms.get(&(app, room));
             state.open(app, room).is_none() && known.is_none_or(|known| known.closed.is_none())
         }
-        Key::Anchor(app, room, _) => {
+        ItemKey::Anchor(app, room, _) => {
             let known = state.rooms.get(&(app, room));
             state.fold.standing(app, room).is_none() && known.is_none()
         }
         // Read, or pushed out by newer ones: it ends with its age.
-        Key::Kept(app, user, msg_id) => !state.fold.is_kept(app, user, msg_id),
+        ItemKey::Kept(app, user, msg_id) => !state.fold.is_kept(app, user, msg_id),
         // Rooms are never used again, so nobody is harmed by what outlives one.
-        Key::Measure(app, Some(room), _) => state.open(app, room).is_none(),
+        ItemKey::Measure(app, Some(room), _) => state.open(app, room).is_none(),
         _ => false,
     }
 }
 
 /// What not being there is as good as: nobody writes the counts of a room that
 /// nobody has entered yet.
-fn unwritten(key: Key) -> Option<Vec<String>> {
-    matches!(key, Key::Counts(..)).then(|| vec![super::key::shown_counts(0, 0)])
+fn unwritten(key: ItemKey) -> Option<Vec<String>> {
+    matches!(key, ItemKey::Counts(..)).then(|| vec![super::key::shown_counts(0, 0)])
 }
 
-fn is_unwritten(key: Key, live: &Option<Vec<String>>) -> bool {
+fn is_unwritten(key: ItemKey, live: &Option<Vec<String>>) -> bool {
     unwritten(key).is_some_and(|unwritten| live.as_ref() == Some(&unwritten))
 }
 
 /// Who is inside according to one and not the other: as of now, for people.
-async fn who_differs(bus: &Bus, key: &Key, state: &State) -> Option<String> {
+async fn member_difference(bus: &Bus, key: &ItemKey, state: &PartitionState) -> Option<String> {
     let (app, room) = key.room()?;
     let asked = ListMembers { app, room, after: None, limit: MEMBERS_MAX };
-    let live = bus.ask(&fold_of(key.partition()), &asked).await.ok()?.users;
+    let live = bus.request(&fold_group(key.partition()), &asked).await.ok()?.users;
     let (log, _) = state.fold.members(app, room, None, usize::try_from(MEMBERS_MAX).ok()?);
     let only = |these: &[qiyu_schema::UserId], those: &[qiyu_schema::UserId]| {
         let these = these.iter().filter(|user| !those.contains(user));
@@ -272,25 +282,25 @@ async fn who_differs(bus: &Bus, key: &Key, state: &State) -> Option<String> {
 }
 
 /// Compares pages as the fold passes their positions.
-struct Turning {
-    pages: HashMap<Partition, std::collections::VecDeque<Page>>,
+struct FoldComparer {
+    pages: HashMap<Partition, std::collections::VecDeque<FoldPage>>,
     at_ms: u64,
     room: Option<(qiyu_schema::AppId, qiyu_schema::RoomId)>,
-    differing: BTreeMap<Key, Pair>,
+    differing: BTreeMap<ItemKey, ComparedItem>,
     counts: BTreeMap<Projection, u64>,
-    law: Law,
+    accounting: Accounting,
 }
 
-impl Turning {
-    fn new(pages: HashMap<Partition, Vec<Page>>, at_ms: u64, scope: &Scope) -> Self {
+impl FoldComparer {
+    fn new(pages: HashMap<Partition, Vec<FoldPage>>, at_ms: u64, scope: &VerifyScope) -> Self {
         let pages = pages.into_iter().map(|(partition, pages)| (partition, pages.into())).collect();
         let (differing, counts) = (BTreeMap::new(), BTreeMap::new());
-        let (room, law) = (scope.room, Law::new(at_ms, scope));
-        Self { pages, at_ms, room, differing, counts, law }
+        let (room, accounting) = (scope.room, Accounting::new(at_ms, scope));
+        Self { pages, at_ms, room, differing, counts, accounting }
     }
 
     /// Compares the pages of `partition` from before `seq`.
-    fn turn(&mut self, partition: Partition, state: &State, seq: u64) {
+    fn compare_until(&mut self, partition: Partition, state: &PartitionState, seq: u64) {
         let Some(pages) = self.pages.get_mut(&partition) else { return };
         let mut due = Vec::new();
         while pages.front().is_some_and(|page| page.position < seq) {
@@ -301,7 +311,7 @@ impl Turning {
         }
     }
 
-    fn compare(&mut self, partition: Partition, state: &State, page: &Page) {
+    fn compare(&mut self, partition: Partition, state: &PartitionState, page: &FoldPage) {
         let (expected, _) = state.fold.survey(self.at_ms, page.after, usize::MAX);
         let things: BTreeSet<_> = page.things.keys().chain(expected.keys()).copied().collect();
         for thing in things.into_iter().filter(|thing| page.covers(*thing)) {
@@ -314,29 +324,35 @@ impl Turning {
             if live != should {
                 let live = live.map(|hash| vec![shown_hash(*hash)]);
                 let expected = should.map(|hash| shown_hash(*hash));
-                self.differing.insert(key, Pair { live, expected, until: page.position });
+                self.differing.insert(key, ComparedItem { live, expected, until: page.position });
             }
         }
     }
 
     /// The pages from behind the last event.
-    fn finish(&mut self, rebuilt: &Rebuilt) {
+    fn finish(&mut self, rebuilt: &RebuiltFolds) {
         let partitions: Vec<Partition> = self.pages.keys().copied().collect();
         for partition in partitions {
             if let Some(state) = rebuilt.state(partition) {
-                self.turn(partition, state, u64::MAX);
+                self.compare_until(partition, state, u64::MAX);
             }
         }
     }
 }
 
-impl Witness for Turning {
-    fn before(&mut self, partition: Partition, state: &State, entry: &LogEntry, record: &Record) {
-        self.turn(partition, state, entry.seq);
-        self.law.before(entry, record);
+impl Observer for FoldComparer {
+    fn before(
+        &mut self,
+        partition: Partition,
+        state: &PartitionState,
+        entry: &LogEntry,
+        record: &Record,
+    ) {
+        self.compare_until(partition, state, entry.seq);
+        self.accounting.before(entry, record);
     }
 
-    fn after(&mut self, state: &State, entry: &LogEntry, effects: &[Effect]) {
-        self.law.after(state, entry, effects);
+    fn after(&mut self, state: &PartitionState, entry: &LogEntry, effects: &[Effect]) {
+        self.accounting.after(state, entry, effects);
     }
 }

@@ -7,7 +7,7 @@ use qiyu_fanout::fold::{Fold, Thing};
 use qiyu_schema::{
     AppId, MsgId, Partition, RoomId, UserId,
     event::{Event, Record},
-    measure::{MeasureEntry, Taken},
+    sanction::{Sanction, SanctionEntry},
 };
 use serde::Serialize;
 
@@ -89,7 +89,7 @@ impl Projection {
 
 /// One thing that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Key {
+pub(super) enum ItemKey {
     /// In the fold of its partition's owner.
     Live(Partition, Thing),
     /// In the snapshot at this sequence.
@@ -106,7 +106,7 @@ pub(super) enum Key {
     Record(AppId, RoomId),
 }
 
-impl Key {
+impl ItemKey {
     pub(super) fn projection(&self) -> Projection {
         match self {
             Self::Live(_, Thing::Room(..)) => Projection::Membership,
@@ -157,7 +157,7 @@ impl Key {
     }
 
     /// What the log says it must be; `None`: it must not be there.
-    pub(super) fn expected(&self, state: &State, at_ms: u64) -> Option<String> {
+    pub(super) fn expected(&self, state: &PartitionState, at_ms: u64) -> Option<String> {
         match *self {
             Self::Live(_, thing) | Self::Snapshot(_, _, thing) => {
                 state.fold.hash_of(thing, at_ms).map(shown_hash)
@@ -189,15 +189,15 @@ impl Key {
                 let known = state.rooms.get(&(app, room))?;
                 let ((closed, at_ms), anchor) = (known.closed?, state.anchor(app, room)?);
                 let opened = known.opened.as_ref();
-                let whose =
+                let by_anchor =
                     opened.map_or_else(|| shown_anchor(anchor), |opened| opened.named(anchor));
-                Some(shown_record(&whose, closed, at_ms))
+                Some(shown_record(&by_anchor, closed, at_ms))
             }
         }
     }
 }
 
-impl std::fmt::Display for Key {
+impl std::fmt::Display for ItemKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Live(partition, thing) => {
@@ -229,28 +229,28 @@ impl std::fmt::Display for Key {
 
 /// What one partition's events establish.
 #[derive(Clone, Debug, Default)]
-pub(super) struct State {
+pub(super) struct PartitionState {
     pub(super) fold: Fold,
     /// Rooms whose opening or closing is in the log.
-    pub(super) rooms: BTreeMap<(AppId, RoomId), Known>,
+    pub(super) rooms: BTreeMap<(AppId, RoomId), RoomEvents>,
 }
 
 /// A room, as far as its own two events are in the log.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known {
-    pub(super) opened: Option<Opening>,
+pub(super) struct RoomEvents {
+    pub(super) opened: Option<RoomOpening>,
     pub(super) closed: Option<(MsgId, u64)>,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Opening {
+pub(super) struct RoomOpening {
     room_type: u8,
     name: String,
     cover: String,
     msg_id: MsgId,
 }
 
-impl Opening {
+impl RoomOpening {
     fn shown(&self, anchor: UserId) -> String {
         shown_room(&self.named(anchor), self.msg_id)
     }
@@ -260,14 +260,14 @@ impl Opening {
     }
 }
 
-impl State {
+impl PartitionState {
     /// Takes note of what the fold does not keep.
     pub(super) fn note(&mut self, msg_id: MsgId, record: &Record) {
         match &record.event {
             Event::RoomOpened { app, room, room_type, name, cover, .. } => {
                 let known = self.rooms.entry((*app, *room)).or_default();
                 let (room_type, name, cover) = (*room_type, name.clone(), cover.clone());
-                known.opened.get_or_insert(Opening { room_type, name, cover, msg_id });
+                known.opened.get_or_insert(RoomOpening { room_type, name, cover, msg_id });
             }
             Event::RoomClosed { app, room, .. } => {
                 let known = self.rooms.entry((*app, *room)).or_default();
@@ -290,22 +290,22 @@ impl State {
     }
 
     /// Everything it expects to be somewhere outside the folds.
-    pub(super) fn keys(&self) -> Vec<Key> {
+    pub(super) fn keys(&self) -> Vec<ItemKey> {
         let mut keys = Vec::new();
         for (app, room) in self.fold.rooms() {
             if let Some(anchor) = self.open(app, room) {
-                let claim = Key::Anchor(app, room, anchor);
-                keys.extend([Key::Room(app, room), claim, Key::Row(app, room)]);
+                let claim = ItemKey::Anchor(app, room, anchor);
+                keys.extend([ItemKey::Room(app, room), claim, ItemKey::Row(app, room)]);
             }
-            keys.push(Key::Counts(app, room));
+            keys.push(ItemKey::Counts(app, room));
         }
-        keys.extend(self.fold.online().map(|(app, user)| Key::Presence(app, user)));
+        keys.extend(self.fold.online().map(|(app, user)| ItemKey::Presence(app, user)));
         let measured = self.fold.measured().into_iter();
-        keys.extend(measured.map(|(app, room, user)| Key::Measure(app, room, user)));
+        keys.extend(measured.map(|(app, room, user)| ItemKey::Measure(app, room, user)));
         let kept = self.fold.kept();
-        keys.extend(kept.map(|(app, user, msg_id)| Key::Kept(app, user, msg_id)));
+        keys.extend(kept.map(|(app, user, msg_id)| ItemKey::Kept(app, user, msg_id)));
         let closed = self.rooms.iter().filter(|(_, known)| known.closed.is_some());
-        keys.extend(closed.map(|((app, room), _)| Key::Record(*app, *room)));
+        keys.extend(closed.map(|((app, room), _)| ItemKey::Record(*app, *room)));
         keys
     }
 }
@@ -343,14 +343,14 @@ pub(super) fn shown_sessions(mut sessions: Vec<String>) -> String {
     format!("connections {}", sessions.join(", "))
 }
 
-pub(super) fn shown_record(whose: &str, closed: MsgId, at_ms: u64) -> String {
-    format!("{whose}, closed {closed} at {at_ms} ms")
+pub(super) fn shown_record(by_anchor: &str, closed: MsgId, at_ms: u64) -> String {
+    format!("{by_anchor}, closed {closed} at {at_ms} ms")
 }
 
 /// The mute and the ban that hold.
-pub(super) fn shown_measures(entry: &MeasureEntry, at_ms: u64) -> Option<String> {
-    let shown = |what: &str, taken: &Option<Taken>| {
-        let taken = taken.as_ref().filter(|taken| taken.holds(at_ms))?;
+pub(super) fn shown_measures(entry: &SanctionEntry, at_ms: u64) -> Option<String> {
+    let shown = |what: &str, taken: &Option<Sanction>| {
+        let taken = taken.as_ref().filter(|taken| taken.is_active(at_ms))?;
         let until = taken.until_ms.map_or("lifted".to_owned(), |until| format!("{until} ms"));
         Some(format!("{what} since {} until {until} for {:?}", taken.msg_id, taken.reason))
     };

@@ -12,16 +12,16 @@ use qiyu_nats::{Bus, chain, stream::BucketName};
 use qiyu_presence::{Gateways, Sessions};
 use qiyu_schema::{
     Partition, codec,
-    command::{SurveyFold, fold_of},
-    measure::{self, MeasureEntry},
+    command::{SurveyFold, fold_group},
     room::{RoomCounts, RoomEntry},
+    sanction::{self, SanctionEntry},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Running, Scope,
+    SystemState, VerifyScope,
     key::{
-        Key, Projection, shown_anchor, shown_claim, shown_counts, shown_kept, shown_measures,
+        ItemKey, Projection, shown_anchor, shown_claim, shown_counts, shown_kept, shown_measures,
         shown_named, shown_record, shown_room, shown_sessions,
     },
 };
@@ -29,18 +29,18 @@ use super::{
 /// Things in one answer of an owner.
 const PAGE: u32 = 10_000;
 /// Owners asked at once.
-const ASKED_AT_ONCE: usize = 8;
+const CONCURRENT_REQUESTS_MAX: usize = 8;
 /// How often a partition whose owner does not answer is asked again: it may be
 /// changing hands, which after a sudden death takes six seconds.
-const ASKED_AGAIN: u32 = 10;
+const RETRIES_MAX: u32 = 10;
 /// And after how long.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Snapshots of each partition that are compared: those a successor would take.
 const SNAPSHOTS_MAX: usize = 3;
 
 /// Some of what a fold knew at one position.
 #[derive(Clone, Debug)]
-pub(super) struct Page {
+pub(super) struct FoldPage {
     pub(super) position: u64,
     /// `None`: an owner's; else the snapshot at this sequence.
     pub(super) snapshot: Option<u64>,
@@ -50,11 +50,11 @@ pub(super) struct Page {
     pub(super) things: BTreeMap<Thing, u64>,
 }
 
-impl Page {
-    pub(super) fn key(&self, partition: Partition, thing: Thing) -> Key {
+impl FoldPage {
+    pub(super) fn key(&self, partition: Partition, thing: Thing) -> ItemKey {
         match self.snapshot {
-            None => Key::Live(partition, thing),
-            Some(position) => Key::Snapshot(partition, position, thing),
+            None => ItemKey::Live(partition, thing),
+            Some(position) => ItemKey::Snapshot(partition, position, thing),
         }
     }
 
@@ -70,25 +70,25 @@ pub(super) type Unchecked = BTreeMap<Projection, String>;
 /// Everything the owners and the newest snapshots say, by partition and position.
 pub(super) async fn pages(
     bus: &Bus,
-    scope: &Scope,
+    scope: &VerifyScope,
     at_ms: u64,
     unchecked: &mut Unchecked,
-    senseless: &mut BTreeSet<(Projection, String)>,
-) -> HashMap<Partition, Vec<Page>> {
+    unreadable: &mut BTreeSet<(Projection, String)>,
+) -> HashMap<Partition, Vec<FoldPage>> {
     let mut asked = stream::iter(scope.partitions())
         .map(|partition| async move {
             let owners = match scope.running {
-                Running::Yes => survey(bus, partition, at_ms).await,
-                Running::No => Ok(Vec::new()),
+                SystemState::Running => survey(bus, partition, at_ms).await,
+                SystemState::Stopped => Ok(Vec::new()),
             };
             (partition, owners, snapshots(bus, partition, at_ms).await)
         })
-        .buffer_unordered(ASKED_AT_ONCE);
-    let mut found: HashMap<Partition, Vec<Page>> = HashMap::new();
+        .buffer_unordered(CONCURRENT_REQUESTS_MAX);
+    let mut found: HashMap<Partition, Vec<FoldPage>> = HashMap::new();
     while let Some((partition, owners, snapshots)) = asked.next().await {
-        let snapshots = snapshots.map(|(pages, unreadable)| {
+        let snapshots = snapshots.map(|(pages, damaged)| {
             let named = |at| format!("the snapshot of {partition} at {at}");
-            senseless.extend(unreadable.into_iter().map(|at| (Projection::Snapshots, named(at))));
+            unreadable.extend(damaged.into_iter().map(|at| (Projection::Snapshots, named(at))));
             pages
         });
         for (projection, pages) in
@@ -107,20 +107,20 @@ pub(super) async fn pages(
 }
 
 /// What the owner of a partition knows.
-async fn survey(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<Page>, String> {
-    let mut pages: Vec<Page> = Vec::new();
+async fn survey(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<FoldPage>, String> {
+    let mut pages: Vec<FoldPage> = Vec::new();
     let mut tries = 0;
     loop {
         let after = pages.last().and_then(|page| page.last);
         let asked = SurveyFold { at_ms, after: after.map(|thing| thing.to_string()), limit: PAGE };
-        let answer = match bus.ask(&fold_of(partition), &asked).await {
+        let answer = match bus.request(&fold_group(partition), &asked).await {
             Ok(answer) => answer,
-            Err(error) if ASKED_AGAIN <= tries => {
+            Err(error) if RETRIES_MAX <= tries => {
                 return Err(format!("the owner of {partition} does not answer: {}", chain(&error)));
             }
             Err(_) => {
                 tries += 1;
-                tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
                 continue;
             }
         };
@@ -128,7 +128,7 @@ async fn survey(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<Page>
         let things: BTreeMap<Thing, u64> = answer.things.into_iter().filter_map(thing).collect();
         let last = things.keys().last().copied().filter(|_| answer.has_next);
         let position = answer.position;
-        pages.push(Page { position, snapshot: None, after, last, things });
+        pages.push(FoldPage { position, snapshot: None, after, last, things });
         if last.is_none() {
             return Ok(pages);
         }
@@ -140,7 +140,7 @@ async fn snapshots(
     bus: &Bus,
     partition: Partition,
     at_ms: u64,
-) -> Result<(Vec<Page>, Vec<u64>), String> {
+) -> Result<(Vec<FoldPage>, Vec<u64>), String> {
     let failed = |error: past::PastError| chain(&error);
     let positions = past::snapshots(bus, partition).await.map_err(failed)?;
     let newest = positions.len().saturating_sub(SNAPSHOTS_MAX);
@@ -155,7 +155,7 @@ async fn snapshots(
         };
         let (things, _) = fold.survey(at_ms, None, usize::MAX);
         let (after, last, snapshot) = (None, None, Some(position));
-        pages.push(Page { position, snapshot, after, last, things });
+        pages.push(FoldPage { position, snapshot, after, last, things });
     }
     Ok((pages, unreadable))
 }
@@ -163,20 +163,20 @@ async fn snapshots(
 /// What the buckets and tables hold: for each key the ways it may be written,
 /// the fullest first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Holdings {
-    pub(super) things: BTreeMap<Key, Vec<String>>,
+pub(super) struct StoredItems {
+    pub(super) things: BTreeMap<ItemKey, Vec<String>>,
     /// What can be read by nobody, so that not even its name says what it should be.
-    pub(super) senseless: BTreeSet<(Projection, String)>,
+    pub(super) unreadable: BTreeSet<(Projection, String)>,
 }
 
 /// Reads the buckets and the tables.
-pub(super) async fn holdings(
+pub(super) async fn stored_items(
     bus: &Bus,
-    scope: &Scope,
+    scope: &VerifyScope,
     at_ms: u64,
     unchecked: &mut Unchecked,
-) -> Holdings {
-    let mut held = Holdings::default();
+) -> StoredItems {
+    let mut held = StoredItems::default();
     let mut failed = |projections: &[Projection], reason: String| {
         unchecked.extend(projections.iter().map(|projection| (*projection, reason.clone())));
     };
@@ -191,7 +191,7 @@ pub(super) async fn holdings(
     {
         failed(&[Projection::Inbox], reason);
     }
-    if scope.running == Running::Yes {
+    if scope.running == SystemState::Running {
         if let Err(reason) = counts(bus, &mut held).await {
             failed(&[Projection::Counters], reason);
         }
@@ -205,7 +205,7 @@ pub(super) async fn holdings(
     held
 }
 
-async fn rooms(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+async fn rooms(bus: &Bus, held: &mut StoredItems) -> Result<(), String> {
     let listed = bus.bucket(BucketName::Rooms).list().await.map_err(|error| chain(&error))?;
     for (key, slot) in listed {
         let Some((app, room)) = pair(&key) else { continue };
@@ -218,7 +218,7 @@ async fn rooms(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
                 vec![full, shown_anchor(e.anchor)]
             },
         );
-        held.things.insert(Key::Room(app, room), shown);
+        held.things.insert(ItemKey::Room(app, room), shown);
     }
     let listed = bus.bucket(BucketName::Anchors).list().await.map_err(|error| chain(&error))?;
     for (key, slot) in listed {
@@ -226,42 +226,42 @@ async fn rooms(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
         let claim = slot.value.and_then(|value| codec::decode::<Claim>(&value).ok());
         match claim {
             Some(claim) => {
-                held.things.insert(Key::Anchor(app, claim.room, anchor), vec![shown_claim()]);
+                held.things.insert(ItemKey::Anchor(app, claim.room, anchor), vec![shown_claim()]);
             }
             None => {
-                held.senseless.insert((Projection::Anchors, format!("anchor {key}")));
+                held.unreadable.insert((Projection::Anchors, format!("anchor {key}")));
             }
         }
     }
     Ok(())
 }
 
-async fn measures(bus: &Bus, at_ms: u64, held: &mut Holdings) -> Result<(), String> {
-    let listed = bus.bucket(BucketName::Measures).list().await.map_err(|error| chain(&error))?;
+async fn measures(bus: &Bus, at_ms: u64, held: &mut StoredItems) -> Result<(), String> {
+    let listed = bus.bucket(BucketName::Sanctions).list().await.map_err(|error| chain(&error))?;
     for (key, slot) in listed {
-        let Some((app, room, user)) = measure::parse_key(&key) else { continue };
-        let entry = slot.value.and_then(|value| codec::decode::<MeasureEntry>(&value).ok());
+        let Some((app, room, user)) = sanction::parse_key(&key) else { continue };
+        let entry = slot.value.and_then(|value| codec::decode::<SanctionEntry>(&value).ok());
         let shown = match entry {
             Some(entry) => shown_measures(&entry, at_ms),
             None => Some("not readable".to_owned()),
         };
         if let Some(shown) = shown {
-            held.things.insert(Key::Measure(app, room, user), vec![shown]);
+            held.things.insert(ItemKey::Measure(app, room, user), vec![shown]);
         }
     }
     Ok(())
 }
 
-async fn inboxes(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+async fn inboxes(bus: &Bus, held: &mut StoredItems) -> Result<(), String> {
     let mut reader = bus.read_inboxes().await.map_err(|error| chain(&error))?;
     while let Some((app, user, msg_id)) = reader.next().await.map_err(|error| chain(&error))? {
-        held.things.insert(Key::Kept(app, user, msg_id), vec![shown_kept()]);
+        held.things.insert(ItemKey::Kept(app, user, msg_id), vec![shown_kept()]);
     }
     reader.close().await;
     Ok(())
 }
 
-async fn counts(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+async fn counts(bus: &Bus, held: &mut StoredItems) -> Result<(), String> {
     let listed = bus.bucket(BucketName::Watch).list().await.map_err(|error| chain(&error))?;
     for (key, slot) in listed {
         let Some((app, room)) = pair(&key) else { continue };
@@ -270,12 +270,12 @@ async fn counts(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
             || "not readable".to_owned(),
             |counts| shown_counts(counts.watch_num, counts.good_num),
         );
-        held.things.insert(Key::Counts(app, room), vec![shown]);
+        held.things.insert(ItemKey::Counts(app, room), vec![shown]);
     }
     Ok(())
 }
 
-async fn presence(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
+async fn presence(bus: &Bus, held: &mut StoredItems) -> Result<(), String> {
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let _until_read = stop.clone().drop_guard();
     let gateways = Gateways::follow(bus, &tasks, stop).await.map_err(|error| chain(&error))?;
@@ -289,30 +289,31 @@ async fn presence(bus: &Bus, held: &mut Holdings) -> Result<(), String> {
                 shown_sessions(sessions.into_iter().collect())
             },
         );
-        held.things.insert(Key::Presence(app, user), vec![shown]);
+        held.things.insert(ItemKey::Presence(app, user), vec![shown]);
     }
     Ok(())
 }
 
-async fn tables(scope: &Scope, held: &mut Holdings) -> Result<(), String> {
-    let tables = qiyu_living::look(&scope.database_url).await.map_err(|error| chain(&error))?;
+async fn tables(scope: &VerifyScope, held: &mut StoredItems) -> Result<(), String> {
+    let tables =
+        qiyu_living::read_tables(&scope.database_url).await.map_err(|error| chain(&error))?;
     for row in tables.open {
         let named = shown_named(row.anchor, row.room_type, &row.name, &row.cover);
         let full = shown_room(&named, row.opened);
-        held.things.insert(Key::Row(row.app, row.room), vec![full, shown_anchor(row.anchor)]);
+        held.things.insert(ItemKey::Row(row.app, row.room), vec![full, shown_anchor(row.anchor)]);
     }
     for row in tables.records {
         let named = shown_named(row.anchor, row.room_type, &row.name, &row.cover);
-        let shown = |whose: &str| shown_record(whose, row.closed, row.closed_at_ms);
+        let shown = |by_anchor: &str| shown_record(by_anchor, row.closed, row.closed_at_ms);
         let shown = vec![shown(&named), shown(&shown_anchor(row.anchor))];
-        held.things.insert(Key::Record(row.app, row.room), shown);
+        held.things.insert(ItemKey::Record(row.app, row.room), shown);
     }
-    for row in tables.senseless {
+    for row in tables.unreadable {
         let projection = match row.table {
-            qiyu_living::Table::Open => Projection::Table,
-            qiyu_living::Table::Records => Projection::Records,
+            qiyu_living::RoomTable::Open => Projection::Table,
+            qiyu_living::RoomTable::Records => Projection::Records,
         };
-        held.senseless.insert((projection, format!("{row}")));
+        held.unreadable.insert((projection, format!("{row}")));
     }
     Ok(())
 }

@@ -9,58 +9,64 @@ use qiyu_fanout::{
 };
 use qiyu_nats::{
     Bus,
-    log::{From, LogEntry},
+    log::{LogEntry, ReadFrom},
 };
 use qiyu_schema::{MsgId, Partition, event::Record, subject};
 
-use super::key::State;
+use super::key::PartitionState;
 
 /// Gaps in the log that are remembered; one is bad enough.
 const GAPS_MAX: usize = 50;
 /// Partitions whose beginnings are read at once.
-const BEGINNINGS_AT_ONCE: usize = 16;
+const CONCURRENT_READS_MAX: usize = 16;
 
 /// Some partitions, from their beginnings to as far as they have been read.
-pub(super) struct Rebuilt {
-    partitions: HashMap<Partition, Rebuilding>,
+pub(super) struct RebuiltFolds {
+    partitions: HashMap<Partition, RebuiltPartition>,
     /// Everything up to here is folded.
     read: u64,
     /// What is missing between the log's first event and its last: (first, last) of each.
     gaps: Vec<(u64, u64)>,
 }
 
-struct Rebuilding {
-    state: State,
+struct RebuiltPartition {
+    state: PartitionState,
     /// Where its beginning stands: what comes before it is in it.
     base: u64,
 }
 
 /// Who watches an event being folded.
-pub(super) trait Witness {
+pub(super) trait Observer {
     /// It is about to be.
-    fn before(&mut self, partition: Partition, state: &State, entry: &LogEntry, record: &Record);
+    fn before(
+        &mut self,
+        partition: Partition,
+        state: &PartitionState,
+        entry: &LogEntry,
+        record: &Record,
+    );
     /// It has been, and this follows from it.
-    fn after(&mut self, state: &State, entry: &LogEntry, effects: &[Effect]);
+    fn after(&mut self, state: &PartitionState, entry: &LogEntry, effects: &[Effect]);
 }
 
 /// Watches nothing.
-pub(super) struct Nobody;
+pub(super) struct NoObserver;
 
-impl Witness for Nobody {
-    fn before(&mut self, _: Partition, _: &State, _: &LogEntry, _: &Record) {}
-    fn after(&mut self, _: &State, _: &LogEntry, _: &[Effect]) {}
+impl Observer for NoObserver {
+    fn before(&mut self, _: Partition, _: &PartitionState, _: &LogEntry, _: &Record) {}
+    fn after(&mut self, _: &PartitionState, _: &LogEntry, _: &[Effect]) {}
 }
 
-impl Rebuilt {
+impl RebuiltFolds {
     /// As of where the log's memory begins.
     pub(super) async fn begin(bus: &Bus, partitions: &[Partition]) -> anyhow::Result<Self> {
-        let begun: Vec<(Partition, Rebuilding)> = stream::iter(partitions.to_vec())
+        let begun: Vec<(Partition, RebuiltPartition)> = stream::iter(partitions.to_vec())
             .map(|partition| async move {
                 let (base, fold) = past::beginning(bus, partition).await?;
-                let state = State { fold, ..State::default() };
-                Ok::<_, PastError>((partition, Rebuilding { state, base }))
+                let state = PartitionState { fold, ..PartitionState::default() };
+                Ok::<_, PastError>((partition, RebuiltPartition { state, base }))
             })
-            .buffer_unordered(BEGINNINGS_AT_ONCE)
+            .buffer_unordered(CONCURRENT_READS_MAX)
             .try_collect()
             .await?;
         let read = begun.iter().map(|(_, begun)| begun.base).min().unwrap_or(0);
@@ -72,13 +78,13 @@ impl Rebuilt {
     pub(super) async fn advance(
         &mut self,
         bus: &Bus,
-        witness: &mut impl Witness,
+        observer: &mut impl Observer,
     ) -> anyhow::Result<u64> {
         let whole = self.is_whole();
         let partitions: Vec<Partition> = self.partitions.keys().copied().collect();
         let filters = subject::partitions(&partitions);
         let (first, _) = bus.log_bounds().await?;
-        let mut reader = bus.read_history(filters, From::After(self.read)).await?;
+        let mut reader = bus.read_history(filters, ReadFrom::After(self.read)).await?;
         let (mut left, mut events) = (reader.pending_at_start(), 0);
         while 0 < left {
             let entry = reader.next().await?;
@@ -95,10 +101,10 @@ impl Rebuilt {
             }
             events += 1;
             let Ok(record) = entry.record() else { continue }; // set aside by its owner, too
-            witness.before(partition, &rebuilding.state, &entry, &record);
+            observer.before(partition, &rebuilding.state, &entry, &record);
             rebuilding.state.note(entry.msg_id(), &record);
             let effects = rebuilding.state.fold.apply(entry.msg_id(), record);
-            witness.after(&rebuilding.state, &entry, &effects.unwrap_or_default());
+            observer.after(&rebuilding.state, &entry, &effects.unwrap_or_default());
         }
         reader.close().await;
         // What was forgotten while it was being read is no gap.
@@ -118,11 +124,11 @@ impl Rebuilt {
         &self.gaps
     }
 
-    pub(super) fn state(&self, partition: Partition) -> Option<&State> {
+    pub(super) fn state(&self, partition: Partition) -> Option<&PartitionState> {
         self.partitions.get(&partition).map(|rebuilding| &rebuilding.state)
     }
 
-    pub(super) fn states(&self) -> impl Iterator<Item = &State> {
+    pub(super) fn states(&self) -> impl Iterator<Item = &PartitionState> {
         self.partitions.values().map(|rebuilding| &rebuilding.state)
     }
 

@@ -6,19 +6,19 @@ use qiyu_schema::MsgId;
 use serde::{Serialize, Serializer};
 
 use super::{
+    accounting::{AccountingReport, RoomSums},
+    divergence::Divergence,
     key::Projection,
-    law::{LawReport, RoomLaw},
     live::Unchecked,
-    part::Parted,
 };
-use crate::trace::{moment, plural};
+use crate::{text::plural, timestamp::date_time};
 
 /// Differences and rooms that are written out; the JSON form has all.
 const LINES_MAX: usize = 50;
 
 /// Everything that came of a verification.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct VerifyReport {
     /// The last event that was folded.
     pub(super) position: MsgId,
     pub(super) events: u64,
@@ -28,10 +28,10 @@ pub(super) struct Report {
     pub(super) differences: Vec<Difference>,
     /// What could not be compared, and why.
     pub(super) unchecked: Unchecked,
-    pub(super) conservation: LawReport,
+    pub(super) conservation: AccountingReport,
 }
 
-impl Default for Report {
+impl Default for VerifyReport {
     fn default() -> Self {
         Self {
             position: MsgId::at(0),
@@ -40,7 +40,7 @@ impl Default for Report {
             checked: BTreeMap::new(),
             differences: Vec::new(),
             unchecked: Unchecked::new(),
-            conservation: LawReport::default(),
+            conservation: AccountingReport::default(),
         }
     }
 }
@@ -56,19 +56,19 @@ pub(super) struct Difference {
     /// `None`: it should not be there.
     pub(super) log: Option<String>,
     pub(super) detail: Option<String>,
-    pub(super) parted: Option<Parted>,
+    pub(super) parted: Option<Divergence>,
 }
 
 fn name<S: Serializer>(projection: &Projection, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(projection.name())
 }
 
-impl Report {
-    pub(super) fn add_law(&mut self, law: LawReport) {
-        self.differences.extend(law.breaches.iter().cloned());
-        let messages = law.rooms.iter().map(|room| room.messages).sum::<u64>();
-        self.checked.insert(Projection::Conservation, messages + law.whispers.accepted);
-        self.conservation = law;
+impl VerifyReport {
+    pub(super) fn add_accounting(&mut self, accounting: AccountingReport) {
+        self.differences.extend(accounting.breaches.iter().cloned());
+        let messages = accounting.rooms.iter().map(|room| room.messages).sum::<u64>();
+        self.checked.insert(Projection::Conservation, messages + accounting.direct.accepted);
+        self.conservation = accounting;
     }
 
     pub(super) fn pretty(&self) -> String {
@@ -102,45 +102,45 @@ impl Report {
         if 0 < more {
             line(&format!("\nand {more} more; --format json lists all"));
         }
-        self.law_lines().iter().for_each(|words| line(words));
+        self.accounting_lines().iter().for_each(|words| line(words));
         text
     }
 
-    fn law_lines(&self) -> Vec<String> {
-        let law = &self.conservation;
-        let since = moment(law.since_ms);
+    fn accounting_lines(&self) -> Vec<String> {
+        let accounting = &self.conservation;
+        let since = date_time(accounting.since_ms);
         let mut lines = vec![String::new(), format!("what was accepted since {since}:")];
-        lines.extend(law.rooms.iter().take(LINES_MAX).map(room_line));
-        let more = law.rooms.len().saturating_sub(LINES_MAX);
+        lines.extend(accounting.rooms.iter().take(LINES_MAX).map(room_line));
+        let more = accounting.rooms.len().saturating_sub(LINES_MAX);
         if 0 < more {
             lines.push(format!("  and {more} more rooms; --format json lists all"));
         }
-        let whispers = &law.whispers;
+        let direct = &accounting.direct;
         lines.push(format!(
             "  1:1: {} = {} acknowledged + {} waiting + {} beyond the newest thousand of a user",
-            whispers.accepted, whispers.acknowledged, whispers.waiting, whispers.forgotten
+            direct.accepted, direct.acknowledged, direct.waiting, direct.forgotten
         ));
-        if law.cut_off {
+        if accounting.cut_off {
             lines.push("  (there was more than one run counts)".to_owned());
         }
         lines
     }
 }
 
-fn room_line(law: &RoomLaw) -> String {
-    let room = law.room.map_or(String::new(), |room| room.to_string());
+fn room_line(accounting: &RoomSums) -> String {
+    let room = accounting.room.map_or(String::new(), |room| room.to_string());
     format!(
         "  room {room}: {} for {} = {} acknowledged + {} given up + {} left \
          + {} in flight + {} gone with a gateway; besides {} resumed, {} taken over",
-        plural(law.messages, "message"),
-        plural(law.accepted, "connection"),
-        law.acknowledged,
-        law.given_up,
-        law.left,
-        law.in_flight,
-        law.gone_with_a_gateway,
-        law.resumed,
-        law.taken_over
+        plural(accounting.messages, "message"),
+        plural(accounting.accepted, "connection"),
+        accounting.acknowledged,
+        accounting.given_up,
+        accounting.left,
+        accounting.in_flight,
+        accounting.gone_with_a_gateway,
+        accounting.resumed,
+        accounting.taken_over
     )
 }
 
@@ -159,15 +159,15 @@ impl Difference {
         lines.extend(self.detail.iter().map(|detail| format!("  detail   {detail}")));
         let parted = match &self.parted {
             None => return lines,
-            Some(Parted::At { event, subject, at_ms }) => {
-                format!("they part at {event} ({subject}, {})", moment(*at_ms))
+            Some(Divergence::At { event, subject, at_ms }) => {
+                format!("they part at {event} ({subject}, {})", date_time(*at_ms))
             }
-            Some(Parted::Never { event, subject, at_ms }) => format!(
+            Some(Divergence::Never { event, subject, at_ms }) => format!(
                 "it is nothing the log ever said; the last event about it is {event} ({subject}, \
                  {})",
-                moment(*at_ms)
+                date_time(*at_ms)
             ),
-            Some(Parted::Unheard) => "no event of the log is about it".to_owned(),
+            Some(Divergence::NoEvent) => "no event of the log is about it".to_owned(),
         };
         lines.push(format!("  parted   {parted}"));
         lines

@@ -15,7 +15,7 @@ use qiyu_schema::Secret;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{GRACE, Running, Scope, key::Projection, verify};
+use super::{GRACE, SystemState, VerifyScope, key::Projection, verify};
 
 /// The first one comes at least so long after the start: what is verified may
 /// just have been started, too.
@@ -25,7 +25,7 @@ const FIRST_AFTER: Duration = Duration::from_secs(5);
 const FIRST_SPREAD: Duration = Duration::from_secs(10);
 /// Between two while not everything can be checked; doubled each time. The
 /// owners or the database may be about to come.
-const AGAIN_AFTER: Duration = Duration::from_secs(30);
+const PARTIAL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Settings of the role `verify`.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ pub struct Watch(TaskTracker);
 
 /// What came of one verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verified {
+enum Coverage {
     /// All of it could be checked.
     Whole,
     /// Not all of it, or none.
@@ -53,7 +53,7 @@ enum Verified {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Of {
+struct ProjectionLabel {
     projection: &'static str,
 }
 
@@ -61,7 +61,7 @@ struct Of {
 #[derive(Clone, Debug, Default)]
 struct Metrics {
     /// Things that are not what the log says, as of when each projection was last checked.
-    differences: Family<Of, Gauge>,
+    differences: Family<ProjectionLabel, Gauge>,
     /// Projections that could not be checked in the last verification.
     unchecked: Gauge,
     /// Verifications that came to an end.
@@ -120,10 +120,10 @@ impl Watch {
         let metrics = Metrics::register(registry);
         let every = config.interval;
         metrics.interval.set(every.as_secs_f64());
-        let scope = Scope {
+        let scope = VerifyScope {
             room: None,
             database_url: config.database_url.expose().to_owned(),
-            running: Running::Yes,
+            running: SystemState::Running,
             grace: grace(config.ack_wait, config.max_sends),
         };
         let (tasks, bus) = (TaskTracker::new(), bus.clone());
@@ -167,16 +167,16 @@ struct Pauses {
 
 impl Pauses {
     fn new(every: Duration) -> Self {
-        Self { every, again: AGAIN_AFTER }
+        Self { every, again: PARTIAL_RETRY_INTERVAL }
     }
 
-    fn after(&mut self, verified: Verified) -> Duration {
+    fn after(&mut self, verified: Coverage) -> Duration {
         match verified {
-            Verified::Whole => {
-                self.again = AGAIN_AFTER;
+            Coverage::Whole => {
+                self.again = PARTIAL_RETRY_INTERVAL;
                 self.every
             }
-            Verified::InPart => {
+            Coverage::InPart => {
                 let pause = self.again.min(self.every);
                 self.again = pause * 2;
                 pause
@@ -185,21 +185,21 @@ impl Pauses {
     }
 }
 
-async fn once(bus: &Bus, scope: &Scope, metrics: &Metrics) -> Verified {
+async fn once(bus: &Bus, scope: &VerifyScope, metrics: &Metrics) -> Coverage {
     let started = Instant::now();
     let report = match verify(bus, scope).await {
         Ok(report) => report,
         Err(error) => {
             metrics.failures.inc();
             warn!(error = format!("{error:#}"), "verification broke off");
-            return Verified::InPart;
+            return Coverage::InPart;
         }
     };
     // What could not be checked is as it was.
     let checked = |projection: &Projection| !report.unchecked.contains_key(projection);
     for projection in Projection::ALL.into_iter().filter(checked) {
         let of_it = report.differences.iter().filter(|d| d.projection == projection).count();
-        let of = Of { projection: projection.name() };
+        let of = ProjectionLabel { projection: projection.name() };
         metrics.differences.get_or_create(&of).set(of_it.try_into().unwrap_or(i64::MAX));
     }
     metrics.unchecked.set(report.unchecked.len().try_into().unwrap_or(i64::MAX));
@@ -214,7 +214,7 @@ async fn once(bus: &Bus, scope: &Scope, metrics: &Metrics) -> Verified {
         warn!(projection = projection.name(), reason, "not verified");
     }
     info!(differences = report.differences.len(), events = report.events, "verified");
-    if report.unchecked.is_empty() { Verified::Whole } else { Verified::InPart }
+    if report.unchecked.is_empty() { Coverage::Whole } else { Coverage::InPart }
 }
 
 #[cfg(test)]
@@ -225,10 +225,10 @@ mod tests {
     fn what_could_not_be_checked_is_tried_again_soon_and_then_less_and_less() {
         let mut pauses = Pauses::new(Duration::from_secs(100));
         let mut seconds = |verified| pauses.after(verified).as_secs();
-        assert_eq!(seconds(Verified::Whole), 100);
-        let in_part = [(); 4].map(|()| seconds(Verified::InPart));
+        assert_eq!(seconds(Coverage::Whole), 100);
+        let in_part = [(); 4].map(|()| seconds(Coverage::InPart));
         assert_eq!(in_part, [30, 60, 100, 100]);
-        assert_eq!([Verified::Whole, Verified::InPart].map(seconds), [100, 30]);
+        assert_eq!([Coverage::Whole, Coverage::InPart].map(seconds), [100, 30]);
     }
 
     #[test]

@@ -7,12 +7,16 @@ use std::num::NonZeroU64;
 use qiyu_nats::log::LogEntry;
 use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
-    event::{Ending, Event, MemberChange, Record, Sender, SessionChange, UnackedMessage, VERSION},
-    measure::Measure,
+    event::{
+        DisconnectReason, Event, MemberChange, Record, Sender, SessionChange, UnackedMessage,
+        VERSION,
+    },
+    sanction::SanctionKind,
 };
 use serde_json::json;
 
-use super::{super::happening::take_apart, *};
+use super::*;
+use crate::log::event_view::for_each_view;
 
 /// 2025-11-25T12:00:00.500Z.
 const NOON_MS: u64 = 1_764_072_000_500;
@@ -56,16 +60,16 @@ fn said(id: u64, name: &str, content: &str) -> Event {
     Event::RoomMessageSent { app, room, sender, biz_code: 5555, data }
 }
 
-fn measure(id: u64, measure: Measure, until_ms: Option<u64>, everywhere: bool) -> Event {
+fn measure(id: u64, sanction: SanctionKind, until_ms: Option<u64>, everywhere: bool) -> Event {
     let room = (!everywhere).then(room);
     let by = (!everywhere).then(|| user(100_001));
     let reason = if everywhere { String::new() } else { "刷屏 and shouting".to_owned() };
-    Event::MeasureTaken { app: app(), room, user: user(id), measure, until_ms, reason, by }
+    Event::SanctionImposed { app: app(), room, user: user(id), sanction, until_ms, reason, by }
 }
 
-fn lifted(id: u64, measure: Measure, by: Option<u64>) -> Event {
+fn lifted(id: u64, sanction: SanctionKind, by: Option<u64>) -> Event {
     let room = by.map(|_| room());
-    Event::MeasureLifted { app: app(), room, user: user(id), measure, by: by.map(user) }
+    Event::SanctionLifted { app: app(), room, user: user(id), sanction, by: by.map(user) }
 }
 
 /// One of each kind, of people with names of all widths and without any.
@@ -79,7 +83,7 @@ fn events() -> Vec<Event> {
     let left = |number, id| MemberChange::Left {
         connection: line(number),
         user: user(id),
-        heard: Some(MsgId::at(3)),
+        last_seen: Some(MsgId::at(3)),
     };
     let members = |gateway, changes| Event::MembersChanged { app, room, gateway, changes };
     let opened = |room_type, name: &str| {
@@ -131,13 +135,13 @@ fn events() -> Vec<Event> {
         refused(100_002, "澳门赌场上线了，澳门赌场上线了，澳门赌场上线了，澳门赌场上线了"),
         Event::RoomLiked { app, room, gateway: gateway(), count: 1 },
         Event::RoomLiked { app, room, gateway: gateway(), count: 1_000_000 },
-        measure(100_002, Measure::Mute, Some(NOON_MS + 60_000), false),
-        measure(LONG, Measure::Mute, None, true),
-        measure(100_004, Measure::Kick, None, false),
-        measure(100_004, Measure::Ban, None, false),
-        measure(100_004, Measure::Unknown, None, false),
-        lifted(100_002, Measure::Mute, Some(100_001)),
-        lifted(100_004, Measure::Ban, None),
+        measure(100_002, SanctionKind::Mute, Some(NOON_MS + 60_000), false),
+        measure(LONG, SanctionKind::Mute, None, true),
+        measure(100_004, SanctionKind::Kick, None, false),
+        measure(100_004, SanctionKind::Ban, None, false),
+        measure(100_004, SanctionKind::Unknown, None, false),
+        lifted(100_002, SanctionKind::Mute, Some(100_001)),
+        lifted(100_004, SanctionKind::Ban, None),
         Event::SessionsChanged {
             app,
             gateway: pod(),
@@ -151,7 +155,7 @@ fn events() -> Vec<Event> {
                 SessionChange::Offline {
                     connection: line(13),
                     user: user(100_004),
-                    reason: Ending::Idle,
+                    reason: DisconnectReason::Idle,
                 },
                 SessionChange::Unknown,
             ],
@@ -181,8 +185,8 @@ fn events() -> Vec<Event> {
 }
 
 /// All of it, and bytes that say nothing, an hour and a half apart so that days change.
-fn laid_out(columns: usize, colour: Colour, rooms: RoomColumn) -> String {
-    let (mut layout, mut names) = (Layout::new(columns, colour, rooms), Names::default());
+fn laid_out(columns: usize, color: ColorMode, rooms: RoomColumn) -> String {
+    let (mut layout, mut names) = (Layout::new(columns, color, rooms), DisplayNames::default());
     let encoded = events()
         .into_iter()
         .map(|event| codec::encode(&Record { v: VERSION, at_ms: NOON_MS, event }).unwrap());
@@ -198,9 +202,9 @@ fn laid_out(columns: usize, colour: Colour, rooms: RoomColumn) -> String {
     let mut out = String::new();
     for entry in &entries {
         let record = entry.record().ok();
-        take_apart(entry, record.as_ref(), |happening| {
-            names.learn_of(&happening);
-            layout.write(&mut out, &happening, &names);
+        for_each_view(entry, record.as_ref(), |view| {
+            names.learn_of(&view);
+            layout.write(&mut out, &view, &names);
         });
     }
     out
@@ -215,7 +219,7 @@ fn uncoloured(text: &str) -> String {
 
 #[test]
 fn every_kind_of_line_is_laid_out_as_it_always_was() {
-    let shown = laid_out(80, Colour::Off, RoomColumn::Hidden);
+    let shown = laid_out(80, ColorMode::Off, RoomColumn::Hidden);
     assert_eq!(shown, include_str!("golden.txt"), "it is now:\n{shown}");
 }
 
@@ -223,7 +227,7 @@ fn every_kind_of_line_is_laid_out_as_it_always_was() {
 fn no_line_is_wider_than_the_terminal_whatever_is_in_it() {
     for columns in COLUMNS_MIN..=COLUMNS_MAX {
         for rooms in [RoomColumn::Hidden, RoomColumn::Shown] {
-            for shown in laid_out(columns, Colour::Off, rooms).lines() {
+            for shown in laid_out(columns, ColorMode::Off, rooms).lines() {
                 assert!(width(shown) <= columns, "{columns}, not {}: {shown}", width(shown));
             }
         }
@@ -232,7 +236,7 @@ fn no_line_is_wider_than_the_terminal_whatever_is_in_it() {
 
 #[test]
 fn colours_are_all_that_a_terminal_gets_beside_the_text() {
-    let coloured = laid_out(80, Colour::On, RoomColumn::Hidden);
+    let coloured = laid_out(80, ColorMode::On, RoomColumn::Hidden);
     assert!(coloured.contains("\x1b[32msaid\x1b[0m"), "{coloured}");
     assert_eq!(uncoloured(&coloured), include_str!("golden.txt"));
 }

@@ -10,7 +10,7 @@ use qiyu_fanout::fold::Fold;
 use qiyu_gateway::playback::{self, Playback, PlaybackEvent, Recording};
 use qiyu_nats::{
     Bus,
-    log::{From, LogEntry},
+    log::{LogEntry, ReadFrom},
 };
 use qiyu_schema::{
     AppId, MsgId, RoomId,
@@ -28,9 +28,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     pace::{Pace, Speed},
     selection::Selection,
-    tape::{Draught, Tape, Until},
 };
-use crate::terminal::print as say;
+use crate::{
+    log::window::{LogWindow, ReadMode, WindowEnd},
+    terminal::print,
+};
 
 /// Pictures a viewer may be behind before the reel waits for them.
 const AHEAD: usize = 256;
@@ -40,14 +42,14 @@ const COUNTS_EVERY: Duration = Duration::from_secs(1);
 const VIEWER: u64 = 10_000;
 
 /// Where a reel is read from.
-pub(crate) enum Film {
-    Log { bus: Box<Bus>, until: Until },
+pub(crate) enum PlaybackSource {
+    Log { bus: Box<Bus>, until: WindowEnd },
     Capsule(Vec<LogEntry>),
 }
 
 /// A room to be watched.
-pub(crate) struct Theatre {
-    pub(crate) film: Film,
+pub(crate) struct PlaybackServer {
+    pub(crate) source: PlaybackSource,
     pub(crate) app: AppId,
     pub(crate) room: RoomId,
     pub(crate) name: Option<String>,
@@ -68,37 +70,41 @@ pub struct Page {
 }
 
 /// Where to listen.
-pub(crate) struct Doors {
+pub(crate) struct ListenAddrs {
     pub(crate) http: SocketAddr,
     pub(crate) ws: SocketAddr,
     pub(crate) origins: Vec<String>,
 }
 
-/// Shows `theatre` until it is told to stop.
-pub(crate) async fn serve(theatre: Theatre, doors: Doors, page: Page) -> anyhow::Result<()> {
+/// Shows `server` until it is told to stop.
+pub(crate) async fn serve(
+    server: PlaybackServer,
+    listen_addrs: ListenAddrs,
+    page: Page,
+) -> anyhow::Result<()> {
     let bound = |what, address| async move {
         let listener = TcpListener::bind(address).await;
         listener.with_context(|| format!("listen on {address} ({what})"))
     };
-    let page_listener = bound("--http-listen", doors.http).await?;
-    let sockets = bound("--serve, --ws-listen", doors.ws).await?;
+    let page_listener = bound("--http-listen", listen_addrs.http).await?;
+    let sockets = bound("--serve, --ws-listen", listen_addrs.ws).await?;
     let (page_addr, ws_addr) = (page_listener.local_addr()?, sockets.local_addr()?);
-    let (stop, tasks, room) = (theatre.stop.clone(), theatre.tasks.clone(), theatre.room);
-    let (app, theatre) = (theatre.app, Arc::new(theatre));
-    let router = router(Arc::clone(&theatre), ws_addr, page.router);
-    say(&format!(
+    let (stop, tasks, room) = (server.stop.clone(), server.tasks.clone(), server.room);
+    let (app, server) = (server.app, Arc::new(server));
+    let router = router(Arc::clone(&server), ws_addr, page.router);
+    print(&format!(
         "room {room} is shown to everybody who connects (Ctrl-C ends it)\n  \
          {:<10} http://{page_addr}/#/room/{room}\n  {:<10} ws://{ws_addr}/",
         "page", "websocket"
     ));
-    let shown = playback::serve(sockets, doors.origins, app, theatre, stop.clone());
+    let shown = playback::serve(sockets, listen_addrs.origins, app, server, stop.clone());
     tokio::join!(shown, (page.serve)(page_listener, router, stop));
     tasks.close();
     tasks.wait().await;
     Ok(())
 }
 
-impl Recording for Theatre {
+impl Recording for PlaybackServer {
     async fn open(&self, room: RoomId, after: Option<MsgId>) -> Option<Playback> {
         if room != self.room {
             return None;
@@ -108,14 +114,14 @@ impl Recording for Theatre {
         let after = after.filter(|after| start < *after).unwrap_or(start);
         let (tx, shown) = mpsc::channel(AHEAD);
         let filters = Selection::Room(self.app, self.room).filters();
-        let tape = match &self.film {
-            Film::Capsule(entries) => Tape::Kept(entries.clone().into_iter()),
-            Film::Log { bus, until } => {
-                let from = From::After(self.after);
-                Tape::of_log(Bus::clone(bus), filters, from, *until, Draught::Sips)
+        let window = match &self.source {
+            PlaybackSource::Capsule(entries) => LogWindow::Capsule(entries.clone().into_iter()),
+            PlaybackSource::Log { bus, until } => {
+                let from = ReadFrom::After(self.after);
+                LogWindow::of_log(Bus::clone(bus), filters, from, *until, ReadMode::Batched)
             }
         };
-        let mut projector = Projector {
+        let mut projector = Player {
             app: self.app,
             room: self.room,
             fold: Fold::default(),
@@ -132,7 +138,7 @@ impl Recording for Theatre {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             // The viewer sees that nothing comes any more, whatever the reason.
-            let run = projector.run(tape, after);
+            let run = projector.run(window, after);
             if let Some(Err(error)) = stop.run_until_cancelled(run).await {
                 tracing::warn!(error = %format!("{error:#}"), "a viewer's reel broke");
             }
@@ -142,7 +148,7 @@ impl Recording for Theatre {
 }
 
 /// Shows one viewer a reel.
-struct Projector {
+struct Player {
     app: AppId,
     room: RoomId,
     fold: Fold,
@@ -155,21 +161,25 @@ struct Projector {
 /// The viewer has gone.
 struct Gone;
 
-impl Projector {
-    async fn run(mut self, mut tape: Tape, after: MsgId) -> anyhow::Result<()> {
-        let shown = self.all(&mut tape, after).await;
-        tape.close().await;
+impl Player {
+    async fn run(mut self, mut window: LogWindow, after: MsgId) -> anyhow::Result<()> {
+        let shown = self.all(&mut window, after).await;
+        window.close().await;
         match shown {
             Ok(Ok(()) | Err(Gone)) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    async fn all(&mut self, tape: &mut Tape, after: MsgId) -> anyhow::Result<Result<(), Gone>> {
+    async fn all(
+        &mut self,
+        window: &mut LogWindow,
+        after: MsgId,
+    ) -> anyhow::Result<Result<(), Gone>> {
         if self.tell_counts().await.is_err() {
             return Ok(Err(Gone));
         }
-        while let Some(entry) = tape.next().await? {
+        while let Some(entry) = window.next().await? {
             let Ok(record) = entry.record() else { continue };
             if entry.msg_id() <= after {
                 self.fold.apply(entry.msg_id(), record);
@@ -187,7 +197,7 @@ impl Projector {
         Ok(self.tell_counts().await)
     }
 
-    /// Until `due`, and meanwhile what a living room would tell of its counts.
+    /// WindowEnd `due`, and meanwhile what a living room would tell of its counts.
     async fn wait(&mut self, due: Instant) -> Result<(), Gone> {
         let next = self.told_at + COUNTS_EVERY;
         if self.counts() != self.told && next < due {
@@ -253,13 +263,13 @@ impl Projector {
 }
 
 /// What the page asks, answered for a room that is over.
-struct Answers {
-    theatre: Arc<Theatre>,
+struct PageApi {
+    server: Arc<PlaybackServer>,
     ws: SocketAddr,
 }
 
-fn router(theatre: Arc<Theatre>, ws: SocketAddr, page: Router) -> Router {
-    let answers = Arc::new(Answers { theatre, ws });
+fn router(server: Arc<PlaybackServer>, ws: SocketAddr, page: Router) -> Router {
+    let answers = Arc::new(PageApi { server, ws });
     Router::new()
         .route("/user/login", post(who))
         .route("/home/initPage", post(who))
@@ -281,30 +291,30 @@ async fn who() -> Json<Value> {
     }))
 }
 
-impl Answers {
+impl PageApi {
     fn name(&self) -> String {
-        let theatre = &self.theatre;
-        let name = theatre.name.clone().filter(|name| !name.is_empty());
-        name.unwrap_or_else(|| format!("room {}", theatre.room))
+        let server = &self.server;
+        let name = server.name.clone().filter(|name| !name.is_empty());
+        name.unwrap_or_else(|| format!("room {}", server.room))
     }
 }
 
-async fn list(State(answers): State<Arc<Answers>>) -> Json<Value> {
+async fn list(State(answers): State<Arc<PageApi>>) -> Json<Value> {
     let row = json!({
-        "id": answers.theatre.room, "roomName": answers.name(), "watchNum": 0, "goodNum": 0,
+        "id": answers.server.room, "roomName": answers.name(), "watchNum": 0, "goodNum": 0,
         "covertImg": "",
     });
     success(json!({ "list": [row], "hasNext": false }))
 }
 
-async fn room(State(answers): State<Arc<Answers>>) -> Json<Value> {
+async fn room(State(answers): State<Arc<PageApi>>) -> Json<Value> {
     success(json!({
-        "roomId": answers.theatre.room, "roomName": answers.name(), "anchor": false,
+        "roomId": answers.server.room, "roomName": answers.name(), "anchor": false,
         "isAnchor": false, "anchorNickName": "(a recording)", "watchNum": 0, "userId": VIEWER,
     }))
 }
 
-async fn ticket(State(answers): State<Arc<Answers>>) -> Json<Value> {
+async fn ticket(State(answers): State<Arc<PageApi>>) -> Json<Value> {
     success(json!({
         "token": "recording", "userId": VIEWER, "expiresIn": 300,
         "wsImServerAddress": answers.ws.to_string(), "tcpImServerAddress": "",

@@ -14,14 +14,14 @@ const ACCEPTED: &str = "a msgId (digits) or a time: 2026-11-25T20:00:00Z, \"2026
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Moment {
+pub(crate) enum LogPoint {
     /// At this message, it included.
     Msg(MsgId),
     /// At this instant of the server's clock, ms since 1970.
     At(u64),
 }
 
-impl Moment {
+impl LogPoint {
     /// Reads what a person wrote.
     ///
     /// # Errors
@@ -101,31 +101,6 @@ fn span(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(whole)
 }
 
-/// `2026-11-25T20:00:00.123Z`.
-pub(crate) fn shown(unix_ms: u64) -> String {
-    const FORMAT: &[FormatItem<'_>] =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    formatted(unix_ms, FORMAT)
-}
-
-/// `2026-11-25`.
-pub(crate) fn day(unix_ms: u64) -> String {
-    const FORMAT: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
-    formatted(unix_ms, FORMAT)
-}
-
-/// `20:00:00.123`.
-pub(crate) fn time_of_day(unix_ms: u64) -> String {
-    let (second, millis) = (unix_ms / 1000 % 86_400, unix_ms % 1000);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{hour:02}:{minute:02}:{second:02}.{millis:03}")
-}
-
-fn formatted(unix_ms: u64, format: &[FormatItem<'_>]) -> String {
-    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000);
-    at.ok().and_then(|at| at.format(format).ok()).unwrap_or_else(|| format!("@{unix_ms}ms"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,20 +128,13 @@ mod tests {
             ("2026-11-24T20:15:01+08:00", "2026-11-24T12:15:01Z"),
             ("@1764072000.5", "2025-11-25T12:00:00.5Z"),
         ] {
-            assert_eq!(Moment::parse(text, now), Ok(Moment::At(ms(expected))), "{text}");
+            assert_eq!(LogPoint::parse(text, now), Ok(LogPoint::At(ms(expected))), "{text}");
         }
-        assert_eq!(Moment::parse("1793", now), Ok(Moment::Msg(MsgId::at(7))));
+        assert_eq!(LogPoint::parse("1793", now), Ok(LogPoint::Msg(MsgId::at(7))));
         for wrong in ["", "soon", "-", "ago", "10 ago", "25:00", "-10y", "1792", "2026-13-01", "@x"]
         {
-            let refused = Moment::parse(wrong, now).unwrap_err();
+            let refused = LogPoint::parse(wrong, now).unwrap_err();
             assert!(refused.contains("10m ago"), "{wrong}: {refused}");
         }
-    }
-
-    #[test]
-    fn instants_are_shown_in_utc() {
-        assert_eq!(shown(1_764_072_000_500), "2025-11-25T12:00:00.500Z");
-        assert_eq!(day(1_764_072_000_500), "2025-11-25");
-        assert_eq!(time_of_day(1_764_072_000_500), "12:00:00.500");
     }
 }

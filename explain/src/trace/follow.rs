@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use qiyu_fanout::fold::{Effect, Fold};
 use qiyu_nats::{
     Bus,
-    log::{From, LogEntry},
+    log::{LogEntry, ReadFrom},
     stream::{INBOX_AGE_MAX, OUTBOX_AGE_MAX},
 };
 use qiyu_schema::{
@@ -16,9 +16,9 @@ use qiyu_schema::{
     subject::{self, RoomKind},
 };
 
-use super::life::{
-    Because, Departure, Direction, Dispatch, Fate, Forgotten, Gone, Hearer, LeftBehind, Life, Step,
-    Taken, What,
+use super::message::{
+    AudienceMember, Decision, Departure, Direction, Expiry, GatewayEnd, MembershipStep,
+    MessageKind, MessageTrace, PlannedDelivery, RecipientAck, SendCause, UnackedReport,
 };
 
 /// How long after a room message something may still be done about it: as long
@@ -33,85 +33,85 @@ pub(super) async fn follow(
     entry: &LogEntry,
     mut fold: Fold,
     user: Option<UserId>,
-    life: &mut Life,
+    trace: &mut MessageTrace,
 ) -> anyhow::Result<()> {
-    look_around(&fold, user, life);
-    let horizon = match life.what.room() {
-        Some(_) => life.stored_ms.saturating_add(millis(ROOM_HORIZON)),
+    look_around(&fold, user, trace);
+    let horizon = match trace.kind.room() {
+        Some(_) => trace.stored_ms.saturating_add(millis(ROOM_HORIZON)),
         None => u64::MAX, // it waits for its recipient
     };
     let filter = vec![subject::partition(partition)];
-    let mut reader = bus.read_history(filter, From::After(entry.seq - 1)).await?;
+    let mut reader = bus.read_history(filter, ReadFrom::After(entry.seq - 1)).await?;
     let mut left = reader.pending_at_start();
-    while 0 < left && life.taken.is_none() && life.forgotten.is_none() {
+    while 0 < left && trace.taken.is_none() && trace.expiry.is_none() {
         let next = reader.next().await?;
         if horizon < next.written_ms {
             break;
         }
-        life.searched.log_until_ms = next.written_ms;
+        trace.searched.log_until_ms = next.written_ms;
         left = next.pending;
         let Ok(record) = next.record() else { continue }; // set aside by its owner, too
-        note_event(&fold, &next, &record, user, life);
+        note_event(&fold, &next, &record, user, trace);
         let effects = fold.apply(next.msg_id(), record).unwrap_or_default();
-        note_effects(&fold, &next, effects, life);
-        note_forgetting(&fold, &next, life);
+        note_effects(&fold, &next, effects, trace);
+        note_forgetting(&fold, &next, trace);
     }
     reader.close().await;
     if left == 0 {
-        life.searched.log_until_ms = qiyu_nats::now_ms();
-        note_age(life);
+        trace.searched.log_until_ms = qiyu_nats::now_ms();
+        note_age(trace);
     }
     Ok(())
 }
 
 /// A 1:1 message that waits no more and was not acknowledged: of those that wait
 /// only the newest are kept, and none longer than a week.
-fn note_forgetting(fold: &Fold, entry: &LogEntry, life: &mut Life) {
-    let What::Whispered { to, .. } = life.what else { return };
-    let repeated = matches!(life.fate, Fate::Repeated { .. });
-    if repeated || life.taken.is_some() || fold.waits(life.app, to, life.msg_id) {
+fn note_forgetting(fold: &Fold, entry: &LogEntry, trace: &mut MessageTrace) {
+    let MessageKind::Direct { to, .. } = trace.kind else { return };
+    let repeated = matches!(trace.decision, Decision::Duplicate { .. });
+    if repeated || trace.taken.is_some() || fold.waits(trace.app, to, trace.msg_id) {
         return;
     }
-    let aged = waits_until_ms(life) <= entry.written_ms;
+    let aged = waits_until_ms(trace) <= entry.written_ms;
     let because = (!aged).then(|| entry.msg_id());
-    life.forgotten = Some(Forgotten { at_ms: entry.written_ms, because });
+    trace.expiry = Some(Expiry { at_ms: entry.written_ms, because });
 }
 
-fn note_age(life: &mut Life) {
-    let until_ms = waits_until_ms(life);
-    let whispered = matches!(life.what, What::Whispered { .. });
-    let waits = life.taken.is_none() && !matches!(life.fate, Fate::Repeated { .. });
-    if whispered && waits && life.forgotten.is_none() && until_ms <= qiyu_nats::now_ms() {
-        life.forgotten = Some(Forgotten { at_ms: until_ms, because: None });
+fn note_age(trace: &mut MessageTrace) {
+    let until_ms = waits_until_ms(trace);
+    let whispered = matches!(trace.kind, MessageKind::Direct { .. });
+    let waits = trace.taken.is_none() && !matches!(trace.decision, Decision::Duplicate { .. });
+    if whispered && waits && trace.expiry.is_none() && until_ms <= qiyu_nats::now_ms() {
+        trace.expiry = Some(Expiry { at_ms: until_ms, because: None });
     }
 }
 
-fn waits_until_ms(life: &Life) -> u64 {
-    life.accepted_ms.saturating_add(millis(INBOX_AGE_MAX))
+fn waits_until_ms(trace: &MessageTrace) -> u64 {
+    trace.accepted_ms.saturating_add(millis(INBOX_AGE_MAX))
 }
 
 /// Where everybody was right before the message.
-fn look_around(fold: &Fold, user: Option<UserId>, life: &mut Life) {
-    let Some(room) = life.what.room() else { return };
-    let Some(state) = fold.room_state(life.app, room) else {
-        life.fate = Fate::Unheard;
+fn look_around(fold: &Fold, user: Option<UserId>, trace: &mut MessageTrace) {
+    let Some(room) = trace.kind.room() else { return };
+    let Some(state) = fold.room_state(trace.app, room) else {
+        trace.decision = Decision::NoRecipient;
         return;
     };
     if let Some(user) = user {
         let measures = state.measures.iter().find(|(of, _)| *of == user);
-        life.about.get_or_insert_default().measures = measures.map(|(_, entry)| entry.clone());
+        trace.about.get_or_insert_default().measures = measures.map(|(_, entry)| entry.clone());
     }
     if let Some((closed, _)) = state.closed {
-        life.fate = Fate::RoomClosed { closed };
+        trace.decision = Decision::RoomClosed { closed };
         return;
     }
-    let silent = match life.what {
-        What::Said { .. } => life.sender.as_ref().and_then(|sender| sender.user),
+    let silent = match trace.kind {
+        MessageKind::Room { .. } => trace.sender.as_ref().and_then(|sender| sender.user),
         _ => None, // everybody hears of a closing
     };
     let hears = state.members.into_iter().filter(|member| Some(member.user) != silent);
-    life.audience = hears
-        .map(|member| Hearer {
+    trace.audience = hears
+        .map(|member| AudienceMember {
             user: member.user,
             gateway: member.gateway,
             connection: member.connection,
@@ -126,38 +126,40 @@ fn note_event(
     entry: &LogEntry,
     record: &Record,
     user: Option<UserId>,
-    life: &mut Life,
+    trace: &mut MessageTrace,
 ) {
     let at_ms = entry.written_ms;
     match &record.event {
         Event::RoomMessageSent { app, sender, .. }
         | Event::DirectMessageSent { app, sender, .. }
-            if entry.msg_id() == life.msg_id =>
+            if entry.msg_id() == trace.msg_id =>
         {
             let first = sender.client_msg_id.as_ref();
-            let first = first.and_then(|id| fold.find_sent(*app, sender.user, id, record.at_ms));
+            let first =
+                first.and_then(|id| fold.find_sent(*app, sender.namespace(), id, record.at_ms));
             if let Some(first) = first {
-                life.fate = Fate::Repeated { first };
-                life.audience.clear();
+                trace.decision = Decision::Duplicate { first };
+                trace.audience.clear();
             }
         }
         Event::MembersChanged { app, room, gateway, changes }
-            if *app == life.app && Some(*room) == life.what.room() =>
+            if *app == trace.app && Some(*room) == trace.kind.room() =>
         {
             for change in changes {
                 match *change {
-                    MemberChange::Left { connection, user, heard } => {
-                        let theirs =
-                            |h: &Hearer| h.gateway == *gateway && h.connection == connection;
-                        if life.audience.iter().any(theirs) {
+                    MemberChange::Left { connection, user, last_seen: heard } => {
+                        let theirs = |h: &AudienceMember| {
+                            h.gateway == *gateway && h.connection == connection
+                        };
+                        if trace.audience.iter().any(theirs) {
                             let gateway = gateway.clone();
                             let left = Departure { user, gateway, connection, at_ms, heard };
-                            life.departures.push(left);
+                            trace.departures.push(left);
                         }
                     }
                     MemberChange::Joined { user: who, .. } if user == Some(who) => {
-                        let about = life.about.get_or_insert_default();
-                        let step = Step { at_ms, direction: Direction::Entered };
+                        let about = trace.about.get_or_insert_default();
+                        let step = MembershipStep { at_ms, direction: Direction::Entered };
                         about.after.get_or_insert(step);
                     }
                     _ => {}
@@ -167,18 +169,18 @@ fn note_event(
         Event::GatewayGone { gateway } => {
             let over = |g: &Incarnation| g.id == gateway.id && g.epoch <= gateway.epoch;
             let mut gone: Vec<Incarnation> =
-                life.dispatches.iter().map(|d| d.to.clone()).filter(|g| over(g)).collect();
+                trace.dispatches.iter().map(|d| d.to.clone()).filter(|g| over(g)).collect();
             gone.sort_unstable();
             gone.dedup();
             for gateway in gone {
-                if life.gone(&gateway).is_none() {
-                    life.gateways_gone.push(Gone { gateway, at_ms });
+                if trace.gone(&gateway).is_none() {
+                    trace.gateways_gone.push(GatewayEnd { gateway, at_ms });
                 }
             }
         }
         Event::Unacknowledged { gateway, messages, .. } => {
-            let about = messages.iter().filter(|message| message.msg_id == life.msg_id);
-            life.left_behind.extend(about.map(|message| LeftBehind {
+            let about = messages.iter().filter(|message| message.msg_id == trace.msg_id);
+            trace.left_behind.extend(about.map(|message| UnackedReport {
                 gateway: gateway.clone(),
                 at_ms,
                 users: message.users.clone(),
@@ -187,11 +189,11 @@ fn note_event(
         }
         Event::SessionsChanged { gateway, changes, .. } => {
             let took = |change: &SessionChange| match change {
-                SessionChange::Read { msg_ids, .. } => msg_ids.contains(&life.msg_id),
+                SessionChange::Read { msg_ids, .. } => msg_ids.contains(&trace.msg_id),
                 _ => false,
             };
             if changes.iter().any(took) {
-                life.taken = Some(Taken { gateway: gateway.clone(), at_ms });
+                trace.taken = Some(RecipientAck { gateway: gateway.clone(), at_ms });
             }
         }
         _ => {}
@@ -199,18 +201,18 @@ fn note_event(
 }
 
 /// What the fold asks for about the message. `fold` is as of after the event.
-fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, life: &mut Life) {
+fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, trace: &mut MessageTrace) {
     let (event, at_ms) = (entry.msg_id(), entry.written_ms);
     for effect in effects {
         match effect {
-            Effect::Deliver { to, envelope } if envelope.msg_id() == Some(life.msg_id) => {
-                let because = match event == life.msg_id {
-                    true => Because::Said,
-                    false => Because::Late { event },
+            Effect::Deliver { to, envelope } if envelope.msg_id() == Some(trace.msg_id) => {
+                let because = match event == trace.msg_id {
+                    true => SendCause::Message,
+                    false => SendCause::Late { event },
                 };
                 let connections = match envelope {
                     Envelope::Direct { user, to: targets, .. } => {
-                        life.audience.extend(targets.iter().map(|target| Hearer {
+                        trace.audience.extend(targets.iter().map(|target| AudienceMember {
                             user,
                             gateway: to.clone(),
                             connection: target.connection,
@@ -223,16 +225,16 @@ fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, life: &mut 
                     }
                     _ => Vec::new(), // those of the audience that are there
                 };
-                life.dispatches.push(Dispatch { to, because, at_ms, connections });
+                trace.dispatches.push(PlannedDelivery { to, because, at_ms, connections });
             }
             Effect::DeliverWaiting { to, user, connection, msg_ids, .. }
-                if msg_ids.contains(&life.msg_id) =>
+                if msg_ids.contains(&trace.msg_id) =>
             {
                 let connections = vec![(connection, Some(user))];
-                let because = Because::Login { event };
-                life.dispatches.push(Dispatch { to, because, at_ms, connections });
+                let because = SendCause::Login { event };
+                trace.dispatches.push(PlannedDelivery { to, because, at_ms, connections });
             }
-            Effect::Repeat { to, app, room, msg_id, connections, .. } if msg_id == life.msg_id => {
+            Effect::Repeat { to, app, room, msg_id, connections, .. } if msg_id == trace.msg_id => {
                 let members = fold.room_state(app, room).map(|state| state.members);
                 let members = members.unwrap_or_default();
                 let user_of = |connection| {
@@ -242,16 +244,18 @@ fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, life: &mut 
                     members.iter().find(is).map(|member| member.user)
                 };
                 let connections = connections.into_iter().map(|c| (c, user_of(c))).collect();
-                let because = Because::Return { event };
-                life.dispatches.push(Dispatch { to, because, at_ms, connections });
+                let because = SendCause::Return { event };
+                trace.dispatches.push(PlannedDelivery { to, because, at_ms, connections });
             }
             _ => {}
         }
     }
-    let at_once = |dispatch: &Dispatch| dispatch.because == Because::Said;
-    if event == life.msg_id && life.fate == Fate::Delivered && !life.dispatches.iter().any(at_once)
+    let at_once = |dispatch: &PlannedDelivery| dispatch.because == SendCause::Message;
+    if event == trace.msg_id
+        && trace.decision == Decision::Delivered
+        && !trace.dispatches.iter().any(at_once)
     {
-        life.fate = Fate::Unheard;
+        trace.decision = Decision::NoRecipient;
     }
 }
 
@@ -261,11 +265,11 @@ const STEPS_MAX: usize = 64;
 
 /// How somebody came and went.
 #[derive(Default)]
-pub(super) struct Steps {
+pub(super) struct MembershipSteps {
     /// The last thing that changed whether they were there, on any connection.
-    pub(super) last: Option<Step>,
+    pub(super) last: Option<MembershipStep>,
     /// The last time they entered.
-    pub(super) entered: Option<Step>,
+    pub(super) entered: Option<MembershipStep>,
 }
 
 /// How `user` came to a room and went before `seq`.
@@ -274,7 +278,7 @@ pub(super) async fn steps(
     (app, room): (AppId, RoomId),
     user: UserId,
     seq: u64,
-) -> anyhow::Result<Steps> {
+) -> anyhow::Result<MembershipSteps> {
     let is_theirs = |change: &MemberChange| match *change {
         MemberChange::Joined { user: who, .. } | MemberChange::Left { user: who, .. } => {
             who == user
@@ -289,9 +293,9 @@ pub(super) async fn steps(
         |entry: &LogEntry| changes(entry).is_some_and(|(_, c)| c.iter().any(is_theirs));
     let subject = subject::room(app, room, RoomKind::Members);
     let found = bus.read_back(&subject, seq, STEPS_MAX, about_them).await?;
-    let (mut steps, mut open) = (Steps::default(), BTreeSet::new());
+    let (mut steps, mut open) = (MembershipSteps::default(), BTreeSet::new());
     for (entry, (gateway, changes)) in found.iter().filter_map(|e| Some((e, changes(e)?))) {
-        let step = |direction| Some(Step { at_ms: entry.written_ms, direction });
+        let step = |direction| Some(MembershipStep { at_ms: entry.written_ms, direction });
         for change in changes.iter().filter(|change| is_theirs(change)) {
             match *change {
                 MemberChange::Joined { connection, .. } => {
@@ -317,7 +321,7 @@ pub(super) async fn steps(
         let ended = bus.read_back(&subject, seq, 1, its_end).await?;
         let Some(at_ms) = ended.first().map(|entry| entry.written_ms) else { continue };
         if steps.last.as_ref().is_none_or(|last| last.at_ms <= at_ms) {
-            steps.last = Some(Step { at_ms, direction: Direction::Lost });
+            steps.last = Some(MembershipStep { at_ms, direction: Direction::Lost });
         }
     }
     Ok(steps)

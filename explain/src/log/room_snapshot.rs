@@ -8,50 +8,51 @@ use qiyu_fanout::{
     past,
     state::{Member, RoomState},
 };
-use qiyu_nats::{Bus, log::From};
+use qiyu_nats::{Bus, log::ReadFrom};
 use qiyu_schema::{
     AppId, MsgId, Partition, RoomId, UserId,
     event::Event,
-    measure::{MeasureEntry, Taken},
+    sanction::{Sanction, SanctionEntry},
     subject::{self, RoomKind},
 };
 use serde::Serialize;
 
-use super::{
-    moment::{self, Moment},
-    pretty::{Colour, Style},
-    text::harmless,
+use super::point::LogPoint;
+use crate::{
+    terminal::{ColorMode, Style},
+    text::escape,
+    timestamp,
 };
 
 /// A room right after something.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Scene {
+pub(crate) struct RoomSnapshot {
     pub(crate) app: AppId,
     pub(crate) room: RoomId,
     /// The last event of the whole log that counts.
     pub(crate) position: MsgId,
-    /// The instant asked for; measures are looked at as of then.
+    /// The instant options for; measures are looked at as of then.
     pub(crate) at_ms: u64,
     /// As the opening in the log says, if it is still there.
     pub(crate) name: Option<String>,
     /// `None`: the room was never heard of, or is forgotten.
     pub(crate) state: Option<RoomState>,
     /// Measures in the whole app against those who are inside.
-    pub(crate) everywhere: Vec<(UserId, MeasureEntry)>,
+    pub(crate) everywhere: Vec<(UserId, SanctionEntry)>,
 }
 
 /// The position a moment means: the last sequence that counts, and its instant.
-pub(crate) async fn position_of(bus: &Bus, at: Moment) -> anyhow::Result<(u64, u64)> {
+pub(crate) async fn position_of(bus: &Bus, at: LogPoint) -> anyhow::Result<(u64, u64)> {
     let (_, last) = bus.log_bounds().await?;
     match at {
-        Moment::Msg(msg_id) => {
+        LogPoint::Msg(msg_id) => {
             let entry = bus.read_one(msg_id).await?;
             let entry = entry
                 .with_context(|| format!("there is no message {msg_id} in the log (any more)"))?;
             Ok((msg_id.seq(), entry.written_ms))
         }
-        Moment::At(unix_ms) => {
-            let after = From::At { unix_ms: unix_ms + 1 };
+        LogPoint::At(unix_ms) => {
+            let after = ReadFrom::At { unix_ms: unix_ms + 1 };
             let mut reader = bus.read_history(Vec::new(), after).await?;
             let position = match reader.pending_at_start() {
                 0 => last,
@@ -63,7 +64,7 @@ pub(crate) async fn position_of(bus: &Bus, at: Moment) -> anyhow::Result<(u64, u
     }
 }
 
-impl Scene {
+impl RoomSnapshot {
     /// The room right after `position`.
     pub(crate) async fn of_log(
         bus: &Bus,
@@ -121,7 +122,7 @@ impl Scene {
         here.chain(everywhere).flat_map(move |(scope, (user, entry))| {
             let named = [("mute", &entry.mute), ("ban", &entry.ban)];
             named.into_iter().filter_map(move |(measure, taken)| {
-                let taken = taken.as_ref().filter(|taken| taken.holds(self.at_ms))?;
+                let taken = taken.as_ref().filter(|taken| taken.is_active(self.at_ms))?;
                 Some(Measure { measure, user: *user, scope, taken })
             })
         })
@@ -176,7 +177,7 @@ impl Scene {
             app: self.app,
             room: self.room,
             after: self.position.to_string(),
-            at: moment::shown(self.at_ms),
+            at: timestamp::rfc3339(self.at_ms),
             at_ms: self.at_ms,
             known: state.is_some(),
             open: self.is_open(),
@@ -217,26 +218,26 @@ impl Scene {
     }
 
     /// For people.
-    pub(crate) fn pretty(&self, colour: Colour) -> String {
+    pub(crate) fn pretty(&self, color: ColorMode) -> String {
         let mut text = String::new();
         let title = format!(
             "room {} of app {} right after {} ({})",
             self.room,
             self.app,
             self.position,
-            moment::shown(self.at_ms)
+            timestamp::rfc3339(self.at_ms)
         );
-        writeln!(text, "{}", colour.paint(Style::Bold, &title)).ok();
+        writeln!(text, "{}", color.paint(Style::Bold, &title)).ok();
         let Some(state) = &self.state else {
             text += "  unknown: never opened by then, or closed and forgotten\n";
             return text;
         };
         let mut row = |label: &str, value: &str| {
-            writeln!(text, "  {label:<9} {}", harmless(value)).ok();
+            writeln!(text, "  {label:<9} {}", escape(value)).ok();
         };
         match (state.closed, state.anchor) {
             (Some((msg_id, at_ms)), _) => {
-                row("closed", &format!("at {} by {msg_id}", moment::shown(at_ms)));
+                row("closed", &format!("at {} by {msg_id}", timestamp::rfc3339(at_ms)));
             }
             (None, Some(_)) => {
                 let name = self.name.as_deref().filter(|name| !name.is_empty());
@@ -246,7 +247,7 @@ impl Scene {
         }
         if let Some(host) = state.anchor {
             let inside = state.members.iter().any(|member| member.user == host);
-            let gone = state.anchor_gone_ms.map(moment::shown);
+            let gone = state.anchor_gone_ms.map(timestamp::rfc3339);
             row(
                 "host",
                 &match (inside, gone) {
@@ -263,7 +264,7 @@ impl Scene {
         }
         for Measure { measure, user, scope, taken } in self.measures() {
             let until = taken.until_ms.map_or("until lifted".to_owned(), |until| {
-                format!("until {}", moment::shown(until))
+                format!("until {}", timestamp::rfc3339(until))
             });
             let by = taken.by.map_or("the server API".to_owned(), |by| by.to_string());
             let scope = if scope == Scope::App { "everywhere, " } else { "" };
@@ -282,7 +283,7 @@ struct Measure<'a> {
     measure: &'static str,
     user: UserId,
     scope: Scope,
-    taken: &'a Taken,
+    taken: &'a Sanction,
 }
 
 /// Where a measure holds.

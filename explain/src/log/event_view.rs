@@ -6,19 +6,21 @@ use std::borrow::Cow;
 use qiyu_nats::log::LogEntry;
 use qiyu_schema::{
     AppId, ConnId, GatewayId, Incarnation, MsgId, RoomId, UserId,
-    event::{Ending, Event, MemberChange, Record, Sender, SessionChange},
-    measure::Measure,
+    event::{DisconnectReason, Event, MemberChange, Record, Sender, SessionChange},
+    sanction::SanctionKind,
 };
 use serde::{Deserialize, Serialize};
 
 /// What kind of thing happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Kind {
+pub(crate) enum EventKind {
     Opened,
     Closed,
-    Said,
-    Wrote,
+    #[serde(rename = "said")]
+    RoomMessage,
+    #[serde(rename = "wrote")]
+    DirectMessage,
     Business,
     Refused,
     Liked,
@@ -28,7 +30,8 @@ pub(crate) enum Kind {
     Offline,
     Read,
     Unacknowledged,
-    Gone,
+    #[serde(rename = "gone")]
+    GatewayGone,
     Muted,
     Kicked,
     Banned,
@@ -44,7 +47,7 @@ pub(crate) enum Kind {
 /// are only ever added to it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Happening<'a> {
+pub(crate) struct EventView<'a> {
     /// The event's place in the log. What came in one event has the same.
     #[serde(serialize_with = "as_text")]
     pub(crate) msg_id: MsgId,
@@ -52,22 +55,22 @@ pub(crate) struct Happening<'a> {
     pub(crate) at: String,
     /// The same in ms since 1970.
     pub(crate) at_ms: u64,
-    pub(crate) kind: Kind,
+    pub(crate) kind: EventKind,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) app: Option<AppId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) room: Option<RoomId>,
-    /// Who did it, or whom it concerns.
+    /// Who did it, or target it concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<UserId>,
-    /// To whom it was written.
+    /// To target it was written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) to: Option<UserId>,
     /// Who closed the room, or took the measure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) by: Option<UserId>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) gateway: Option<Gateway<'a>>,
+    pub(crate) gateway: Option<GatewayView<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connection: Option<ConnId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -89,7 +92,7 @@ pub(crate) struct Happening<'a> {
     pub(crate) until_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) count: Option<u64>,
-    /// Whether a connection asked for what it had missed.
+    /// Whether a connection options for what it had missed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) resumed: Option<bool>,
     /// 1 ordinary, 2 pk.
@@ -100,7 +103,7 @@ pub(crate) struct Happening<'a> {
     pub(crate) msg_ids: Option<Vec<String>>,
     /// Messages never acknowledged.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) messages: Option<Vec<Unacked<'a>>>,
+    pub(crate) messages: Option<Vec<UnackedView<'a>>>,
     /// Where it lies, of what cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) subject: Option<&'a str>,
@@ -108,12 +111,12 @@ pub(crate) struct Happening<'a> {
 
 /// A life of a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub(crate) struct Gateway<'a> {
+pub(crate) struct GatewayView<'a> {
     pub(crate) id: &'a GatewayId,
     pub(crate) epoch: u64,
 }
 
-impl<'a> std::convert::From<&'a Incarnation> for Gateway<'a> {
+impl<'a> std::convert::From<&'a Incarnation> for GatewayView<'a> {
     fn from(life: &'a Incarnation) -> Self {
         Self { id: &life.id, epoch: life.epoch }
     }
@@ -122,7 +125,7 @@ impl<'a> std::convert::From<&'a Incarnation> for Gateway<'a> {
 /// A message somebody never acknowledged.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Unacked<'a> {
+pub(crate) struct UnackedView<'a> {
     #[serde(serialize_with = "as_text")]
     pub(crate) msg_id: MsgId,
     /// Absent: whoever the gateway had in the room.
@@ -136,124 +139,130 @@ fn as_text<S: serde::Serializer>(msg_id: &MsgId, to: S) -> Result<S::Ok, S::Erro
 }
 
 /// Tells `tell` everything that happened with this entry of the log.
-pub(crate) fn take_apart(
+pub(crate) fn for_each_view(
     entry: &LogEntry,
     record: Option<&Record>,
-    mut tell: impl FnMut(Happening<'_>),
+    mut tell: impl FnMut(EventView<'_>),
 ) {
-    let base = |kind| Happening::new(entry, kind);
+    let base = |kind| EventView::new(entry, kind);
     let Some(record) = record else {
-        return tell(Happening { subject: Some(&entry.subject), ..base(Kind::Unreadable) });
+        return tell(EventView { subject: Some(&entry.subject), ..base(EventKind::Unreadable) });
     };
     match &record.event {
-        Event::RoomOpened { app, room, anchor, room_type, name, .. } => tell(Happening {
+        Event::RoomOpened { app, room, anchor, room_type, name, .. } => tell(EventView {
             user: Some(*anchor),
             name: Some(name.into()),
             room_type: Some(*room_type),
-            ..base(Kind::Opened).in_room(*app, *room)
+            ..base(EventKind::Opened).in_room(*app, *room)
         }),
         Event::RoomClosed { app, room, by, .. } => {
-            tell(Happening { by: *by, ..base(Kind::Closed).in_room(*app, *room) });
+            tell(EventView { by: *by, ..base(EventKind::Closed).in_room(*app, *room) });
         }
         Event::RoomMessageSent { app, room, sender, biz_code, data } => {
-            tell(base(Kind::Said).in_room(*app, *room).from(sender).saying(*biz_code, data));
+            tell(
+                base(EventKind::RoomMessage)
+                    .in_room(*app, *room)
+                    .from(sender)
+                    .saying(*biz_code, data),
+            );
         }
         Event::DirectMessageSent { app, to, sender, biz_code, data } => {
-            let wrote = base(Kind::Wrote).from(sender).saying(*biz_code, data);
-            tell(Happening { app: Some(*app), to: Some(*to), ..wrote });
+            let wrote = base(EventKind::DirectMessage).from(sender).saying(*biz_code, data);
+            tell(EventView { app: Some(*app), to: Some(*to), ..wrote });
         }
-        Event::BusinessSent { app, room, to, sender, biz_code, data } => tell(Happening {
+        Event::BusinessSent { app, room, to, sender, biz_code, data } => tell(EventView {
             app: Some(*app),
             room: *room,
             to: *to,
             biz_code: Some(*biz_code),
             data: Some(data),
-            ..base(Kind::Business).from(sender)
+            ..base(EventKind::Business).from(sender)
         }),
         Event::ContentRefused { app, room, to, sender, biz_code, content, reason } => {
-            tell(Happening {
+            tell(EventView {
                 app: Some(*app),
                 room: *room,
                 to: *to,
                 biz_code: Some(*biz_code),
                 content: Some(content.into()),
                 reason: Some(reason.into()),
-                ..base(Kind::Refused).from(sender)
+                ..base(EventKind::Refused).from(sender)
             });
         }
-        Event::RoomLiked { app, room, gateway, count } => tell(Happening {
+        Event::RoomLiked { app, room, gateway, count } => tell(EventView {
             gateway: Some(gateway.into()),
             count: Some(*count),
-            ..base(Kind::Liked).in_room(*app, *room)
+            ..base(EventKind::Liked).in_room(*app, *room)
         }),
         Event::MembersChanged { app, room, gateway, changes } => {
             for change in changes {
-                let base = |kind| Happening {
+                let base = |kind| EventView {
                     gateway: Some(gateway.into()),
                     ..base(kind).in_room(*app, *room)
                 };
                 let (connection, user, base) = match change {
                     MemberChange::Joined { connection, user, resumed } => {
-                        let joined = Happening { resumed: Some(*resumed), ..base(Kind::Joined) };
+                        let joined =
+                            EventView { resumed: Some(*resumed), ..base(EventKind::Joined) };
                         (Some(*connection), Some(*user), joined)
                     }
                     MemberChange::Left { connection, user, .. } => {
-                        (Some(*connection), Some(*user), base(Kind::Left))
+                        (Some(*connection), Some(*user), base(EventKind::Left))
                     }
-                    MemberChange::Unknown => (None, None, base(Kind::Unknown)),
+                    MemberChange::Unknown => (None, None, base(EventKind::Unknown)),
                 };
-                tell(Happening { connection, user, ..base });
+                tell(EventView { connection, user, ..base });
             }
         }
         Event::SessionsChanged { app, gateway, changes } => {
             for change in changes {
                 let gateway = Some(gateway.into());
-                let base = |kind| Happening { app: Some(*app), gateway, ..base(kind) };
+                let base = |kind| EventView { app: Some(*app), gateway, ..base(kind) };
                 tell(match change {
-                    SessionChange::Online { connection, user, room } => Happening {
+                    SessionChange::Online { connection, user, room } => EventView {
                         connection: Some(*connection),
                         user: Some(*user),
                         room: *room,
-                        ..base(Kind::Online)
+                        ..base(EventKind::Online)
                     },
-                    SessionChange::Offline { connection, user, reason } => Happening {
+                    SessionChange::Offline { connection, user, reason } => EventView {
                         connection: Some(*connection),
                         user: Some(*user),
                         reason: Some(ending(*reason).into()),
-                        ..base(Kind::Offline)
+                        ..base(EventKind::Offline)
                     },
-                    SessionChange::Read { user, msg_ids } => Happening {
+                    SessionChange::Read { user, msg_ids } => EventView {
                         user: Some(*user),
                         msg_ids: Some(msg_ids.iter().map(ToString::to_string).collect()),
-                        ..base(Kind::Read)
+                        ..base(EventKind::Read)
                     },
-                    SessionChange::Unknown => base(Kind::Unknown),
+                    SessionChange::Unknown => base(EventKind::Unknown),
                 });
             }
         }
         Event::Unacknowledged { app, room, gateway, messages, .. } => {
-            let unacked = messages.iter().map(|message| Unacked {
+            let unacked = messages.iter().map(|message| UnackedView {
                 msg_id: message.msg_id,
                 users: message.users.as_deref(),
                 sends: message.sends,
             });
-            tell(Happening {
+            tell(EventView {
                 gateway: Some(gateway.into()),
                 messages: Some(unacked.collect()),
-                ..base(Kind::Unacknowledged).in_room(*app, *room)
+                ..base(EventKind::Unacknowledged).in_room(*app, *room)
             });
         }
         Event::GatewayGone { gateway } => {
-            tell(Happening { gateway: Some(gateway.into()), ..base(Kind::Gone) });
+            tell(EventView { gateway: Some(gateway.into()), ..base(EventKind::GatewayGone) });
         }
-        Event::MeasureTaken { app, room, user, measure, until_ms, reason, by } => {
-            let kind = match measure {
-                Measure::Mute => Kind::Muted,
-                Measure::Kick => Kind::Kicked,
-                Measure::Ban => Kind::Banned,
-                Measure::Unknown => Kind::Unknown,
+        Event::SanctionImposed { app, room, user, sanction, until_ms, reason, by } => {
+            let kind = match sanction {
+                SanctionKind::Mute => EventKind::Muted,
+                SanctionKind::Kick => EventKind::Kicked,
+                SanctionKind::Ban => EventKind::Banned,
+                SanctionKind::Unknown => EventKind::Unknown,
             };
-            tell(Happening {
+            tell(EventView {
                 app: Some(*app),
                 room: *room,
                 user: Some(*user),
@@ -263,23 +272,23 @@ pub(crate) fn take_apart(
                 ..base(kind)
             });
         }
-        Event::MeasureLifted { app, room, user, measure, by } => {
-            let kind = match measure {
-                Measure::Mute => Kind::Unmuted,
-                Measure::Ban => Kind::Unbanned,
-                Measure::Kick | Measure::Unknown => Kind::Unknown,
+        Event::SanctionLifted { app, room, user, sanction, by } => {
+            let kind = match sanction {
+                SanctionKind::Mute => EventKind::Unmuted,
+                SanctionKind::Ban => EventKind::Unbanned,
+                SanctionKind::Kick | SanctionKind::Unknown => EventKind::Unknown,
             };
-            let lifted = Happening { app: Some(*app), room: *room, by: *by, ..base(kind) };
-            tell(Happening { user: Some(*user), ..lifted });
+            let lifted = EventView { app: Some(*app), room: *room, by: *by, ..base(kind) };
+            tell(EventView { user: Some(*user), ..lifted });
         }
         Event::Unknown => {
-            tell(Happening { subject: Some(&entry.subject), ..base(Kind::Unknown) });
+            tell(EventView { subject: Some(&entry.subject), ..base(EventKind::Unknown) });
         }
     }
 }
 
-impl<'a> Happening<'a> {
-    fn new(entry: &'a LogEntry, kind: Kind) -> Self {
+impl<'a> EventView<'a> {
+    fn new(entry: &'a LogEntry, kind: EventKind) -> Self {
         Self {
             msg_id: entry.msg_id(),
             at: String::new(), // only JSON has it, and fills it in
@@ -315,7 +324,7 @@ impl<'a> Happening<'a> {
     fn from(self, sender: &'a Sender) -> Self {
         Self {
             user: sender.user,
-            gateway: sender.gateway.as_ref().map(Gateway::from),
+            gateway: sender.gateway.as_ref().map(GatewayView::from),
             connection: sender.connection,
             client_msg_id: sender.client_msg_id.as_ref().map(|id| id.as_str()),
             ..self
@@ -338,18 +347,18 @@ impl<'a> Happening<'a> {
     }
 }
 
-fn ending(reason: Ending) -> &'static str {
+fn ending(reason: DisconnectReason) -> &'static str {
     match reason {
-        Ending::Logout => "logout",
-        Ending::Disconnect => "disconnect",
-        Ending::Idle => "idle",
-        Ending::Slow => "slow",
-        Ending::Abuse => "abuse",
-        Ending::Replaced => "replaced",
-        Ending::Kicked => "kicked",
-        Ending::Banned => "banned",
-        Ending::Drained => "drained",
-        Ending::Unstored => "unstored",
-        Ending::Other => "another reason",
+        DisconnectReason::Logout => "logout",
+        DisconnectReason::Disconnect => "disconnect",
+        DisconnectReason::Idle => "idle",
+        DisconnectReason::Slow => "slow",
+        DisconnectReason::Abuse => "abuse",
+        DisconnectReason::Replaced => "replaced",
+        DisconnectReason::Kicked => "kicked",
+        DisconnectReason::Banned => "banned",
+        DisconnectReason::Drained => "drained",
+        DisconnectReason::Unstored => "unstored",
+        DisconnectReason::Other => "another reason",
     }
 }

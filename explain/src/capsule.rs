@@ -4,6 +4,8 @@
 //! Gzipped JSON lines, so that `zcat` and `jq` read it too: a header, what came
 //! before, the events, an end. Version [`VERSION`]; names are only added.
 
+mod redact;
+
 use std::{
     collections::BTreeSet,
     fs::{File, OpenOptions},
@@ -16,19 +18,18 @@ use anyhow::{Context as _, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use qiyu_fanout::fold::Fold;
-use qiyu_nats::{log::LogEntry, origin::Origin};
+use qiyu_nats::{log::LogEntry, log_identity::LogIdentity};
 use qiyu_schema::{
     AppId, MsgId, RoomId, UserId, codec,
     event::{Event, MemberChange, Record, SessionChange},
-    measure::Measure,
+    sanction::SanctionKind,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    moment::{self, Moment},
-    prelude,
-    redact::redact,
-    state::Scene,
+use self::redact::redact;
+use crate::{
+    log::{event_view::for_each_view, point::LogPoint, room_snapshot::RoomSnapshot, seed_events},
+    timestamp,
 };
 
 /// What this build writes, and the newest it reads.
@@ -82,7 +83,7 @@ pub(crate) struct LogFacts {
 }
 
 impl LogFacts {
-    pub(crate) fn of(origin: &Origin) -> Self {
+    pub(crate) fn of(origin: &LogIdentity) -> Self {
         Self {
             created_ns: origin.created_ns.to_string(),
             retain_seconds: origin.retain.as_secs(),
@@ -99,8 +100,8 @@ impl LogFacts {
 enum Line {
     Header(Box<Header>),
     /// Makes the fold know what the room was when the window begins.
-    Before(Kept),
-    Event(Kept),
+    Before(StoredEvent),
+    Event(StoredEvent),
     /// Nothing is missing.
     End {
         events: usize,
@@ -110,7 +111,7 @@ enum Line {
 /// One event.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Kept {
+struct StoredEvent {
     msg_id: String,
     stored_ms: u64,
     subject: String,
@@ -124,7 +125,7 @@ struct Kept {
 
 /// Whether what people typed is taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Words {
+pub(crate) enum TextPolicy {
     Kept,
     Redacted,
 }
@@ -140,7 +141,7 @@ pub(crate) struct Capsule {
 impl Capsule {
     /// Writes it where nothing is yet, for this user's eyes only: people said
     /// these things to each other.
-    pub(crate) fn save(&self, path: &Path, words: Words) -> anyhow::Result<()> {
+    pub(crate) fn save(&self, path: &Path, words: TextPolicy) -> anyhow::Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file = file.with_context(|| format!("make {}", path.display()))?;
         let written = self.write(file, words);
@@ -150,7 +151,7 @@ impl Capsule {
         written.with_context(|| format!("write {}", path.display()))
     }
 
-    fn write(&self, file: File, words: Words) -> anyhow::Result<()> {
+    fn write(&self, file: File, words: TextPolicy) -> anyhow::Result<()> {
         let mut out = BufWriter::new(GzEncoder::new(file, Compression::default()));
         let mut line = |line: &Line| -> anyhow::Result<()> {
             serde_json::to_writer(&mut out, line)?;
@@ -158,10 +159,10 @@ impl Capsule {
         };
         line(&Line::Header(Box::new(self.header.clone())))?;
         for entry in &self.before {
-            line(&Line::Before(Kept::of(entry, words)))?;
+            line(&Line::Before(StoredEvent::of(entry, words)))?;
         }
         for entry in &self.events {
-            line(&Line::Event(Kept::of(entry, words)))?;
+            line(&Line::Event(StoredEvent::of(entry, words)))?;
         }
         line(&Line::End { events: self.events.len() })?;
         let packed = out.into_inner().map_err(io::IntoInnerError::into_error)?;
@@ -201,42 +202,43 @@ impl Capsule {
     }
 
     /// What it is, in one line.
-    pub(crate) fn described(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let Header { app, room, from_ms, until_ms, saved_at, qiyu, redacted, .. } = &self.header;
         format!(
             "capsule of room {room} of app {app}, {} to {}, {} events{}; saved at {saved_at} by \
              qiyu {qiyu}",
-            moment::shown(*from_ms),
-            moment::shown(*until_ms),
+            timestamp::rfc3339(*from_ms),
+            timestamp::rfc3339(*until_ms),
             self.events.len(),
             if *redacted { ", redacted" } else { "" }
         )
     }
 
     /// The events of a part of the window.
-    pub(crate) fn window(&self, from: Option<Moment>, to: Option<Moment>) -> Vec<LogEntry> {
+    pub(crate) fn window(&self, from: Option<LogPoint>, to: Option<LogPoint>) -> Vec<LogEntry> {
         let begun = |entry: &LogEntry| match from {
             None => true,
-            Some(Moment::Msg(msg_id)) => msg_id.seq() <= entry.seq,
-            Some(Moment::At(unix_ms)) => unix_ms <= entry.written_ms,
+            Some(LogPoint::Msg(msg_id)) => msg_id.seq() <= entry.seq,
+            Some(LogPoint::At(unix_ms)) => unix_ms <= entry.written_ms,
         };
         let ended = |entry: &LogEntry| match to {
             None => false,
-            Some(Moment::Msg(msg_id)) => msg_id.seq() < entry.seq,
-            Some(Moment::At(unix_ms)) => unix_ms < entry.written_ms,
+            Some(LogPoint::Msg(msg_id)) => msg_id.seq() < entry.seq,
+            Some(LogPoint::At(unix_ms)) => unix_ms < entry.written_ms,
         };
         self.events.iter().filter(|entry| begun(entry) && !ended(entry)).cloned().collect()
     }
 
     /// The room right after `at`, or at the window's end.
-    pub(crate) fn scene(&self, at: Option<Moment>) -> anyhow::Result<Scene> {
+    pub(crate) fn snapshot(&self, at: Option<LogPoint>) -> anyhow::Result<RoomSnapshot> {
         let header = &self.header;
         ensure!(
             header.start_known,
             "what the room was at the window's beginning was forgotten when this was saved"
         );
         let outside = || {
-            let (from, until) = (moment::shown(header.from_ms), moment::shown(header.until_ms));
+            let (from, until) =
+                (timestamp::rfc3339(header.from_ms), timestamp::rfc3339(header.until_ms));
             format!(
                 "this capsule knows the room from {from} ({}) to {until} ({})",
                 header.after, header.until
@@ -245,8 +247,8 @@ impl Capsule {
         let (after, until) = (header.after.parse::<MsgId>()?, header.until.parse::<MsgId>()?);
         let inside = match at {
             None => true,
-            Some(Moment::Msg(msg_id)) => after <= msg_id && msg_id <= until,
-            Some(Moment::At(unix_ms)) => (header.from_ms..=header.until_ms).contains(&unix_ms),
+            Some(LogPoint::Msg(msg_id)) => after <= msg_id && msg_id <= until,
+            Some(LogPoint::At(unix_ms)) => (header.from_ms..=header.until_ms).contains(&unix_ms),
         };
         ensure!(inside, outside());
         let (mut fold, mut name, mut position) = (Fold::default(), None, after);
@@ -264,10 +266,10 @@ impl Capsule {
         }
         match at {
             None => (position, at_ms) = (until, header.until_ms),
-            Some(Moment::Msg(msg_id)) => position = msg_id,
-            Some(Moment::At(unix_ms)) => at_ms = unix_ms,
+            Some(LogPoint::Msg(msg_id)) => position = msg_id,
+            Some(LogPoint::At(unix_ms)) => at_ms = unix_ms,
         }
-        Ok(Scene::of_fold(&fold, (header.app, header.room), (position, at_ms), name))
+        Ok(RoomSnapshot::of_fold(&fold, (header.app, header.room), (position, at_ms), name))
     }
 
     /// The room's name, as its opening says, before the window or in it.
@@ -279,39 +281,42 @@ impl Capsule {
     }
 
     /// The room right before `from`, or before the window. `None`: forgotten.
-    pub(crate) fn scene_before(&self, from: Option<Moment>) -> anyhow::Result<Option<Scene>> {
+    pub(crate) fn snapshot_before(
+        &self,
+        from: Option<LogPoint>,
+    ) -> anyhow::Result<Option<RoomSnapshot>> {
         if !self.header.start_known {
             return Ok(None);
         }
         let after: MsgId = self.header.after.parse()?;
         let before = match from {
-            None => Moment::Msg(after),
-            Some(Moment::Msg(msg_id)) => {
-                Moment::Msg(MsgId::at(msg_id.seq().saturating_sub(1)).max(after))
+            None => LogPoint::Msg(after),
+            Some(LogPoint::Msg(msg_id)) => {
+                LogPoint::Msg(MsgId::at(msg_id.seq().saturating_sub(1)).max(after))
             }
-            Some(Moment::At(unix_ms)) if unix_ms <= self.header.from_ms => Moment::Msg(after),
-            Some(Moment::At(unix_ms)) => Moment::At(unix_ms - 1),
+            Some(LogPoint::At(unix_ms)) if unix_ms <= self.header.from_ms => LogPoint::Msg(after),
+            Some(LogPoint::At(unix_ms)) => LogPoint::At(unix_ms - 1),
         };
-        self.scene(Some(before)).map(Some)
+        self.snapshot(Some(before)).map(Some)
     }
 
     /// Puts one together. `events` may hold measures in the whole app against
     /// anybody; those against people who never come up are left out.
-    pub(crate) fn of(header: Header, start: Option<&Scene>, events: Vec<LogEntry>) -> Self {
-        let before = start.map(prelude::of).unwrap_or_default();
+    pub(crate) fn of(header: Header, start: Option<&RoomSnapshot>, events: Vec<LogEntry>) -> Self {
+        let before = start.map(seed_events::seed_events).unwrap_or_default();
         let mut seen: BTreeSet<UserId> = BTreeSet::new();
         for entry in before.iter().chain(&events) {
             let Ok(record) = entry.record() else { continue };
-            super::happening::take_apart(entry, Some(&record), |happening| {
-                if happening.room.is_some() {
-                    seen.extend(happening.user);
+            for_each_view(entry, Some(&record), |view| {
+                if view.room.is_some() {
+                    seen.extend(view.user);
                 }
             });
         }
         let concerns = |entry: &LogEntry| match entry.record().map(|record| record.event) {
             Ok(
-                Event::MeasureTaken { room: None, user, .. }
-                | Event::MeasureLifted { room: None, user, .. },
+                Event::SanctionImposed { room: None, user, .. }
+                | Event::SanctionLifted { room: None, user, .. },
             ) => seen.contains(&user),
             _ => true,
         };
@@ -325,14 +330,14 @@ pub(crate) fn header(
     (app, room): (AppId, RoomId),
     (after, from_ms): (u64, u64),
     (until, until_ms): (u64, u64),
-    origin: &Origin,
+    origin: &LogIdentity,
     settings: &[String],
 ) -> Header {
     Header {
         capsule: VERSION,
         qiyu: env!("CARGO_PKG_VERSION").to_owned(),
         nats: origin.server.clone(),
-        saved_at: moment::shown(qiyu_nats::now_ms()),
+        saved_at: timestamp::rfc3339(qiyu_nats::now_ms()),
         app,
         room,
         after: MsgId::at(after).to_string(),
@@ -346,17 +351,17 @@ pub(crate) fn header(
     }
 }
 
-impl Kept {
-    fn of(entry: &LogEntry, words: Words) -> Self {
+impl StoredEvent {
+    fn of(entry: &LogEntry, words: TextPolicy) -> Self {
         let known = entry.record().ok().filter(|record| is_known(&record.event));
         let (record, raw) = match (known, words) {
-            (Some(record), Words::Kept) => (Some(record), None),
-            (Some(mut record), Words::Redacted) => {
+            (Some(record), TextPolicy::Kept) => (Some(record), None),
+            (Some(mut record), TextPolicy::Redacted) => {
                 redact(&mut record);
                 (Some(record), None)
             }
-            (None, Words::Kept) => (None, Some(BASE64_STANDARD.encode(&entry.payload))),
-            (None, Words::Redacted) => (None, None), // nobody knows what it says
+            (None, TextPolicy::Kept) => (None, Some(BASE64_STANDARD.encode(&entry.payload))),
+            (None, TextPolicy::Redacted) => (None, None), // nobody knows what it says
         };
         let msg_id = entry.msg_id().to_string();
         Self { msg_id, stored_ms: entry.written_ms, subject: entry.subject.clone(), record, raw }
@@ -384,8 +389,8 @@ fn is_known(event: &Event) -> bool {
         Event::SessionsChanged { changes, .. } => {
             !changes.iter().any(|change| matches!(change, SessionChange::Unknown))
         }
-        Event::MeasureTaken { measure, .. } | Event::MeasureLifted { measure, .. } => {
-            *measure != Measure::Unknown
+        Event::SanctionImposed { sanction, .. } | Event::SanctionLifted { sanction, .. } => {
+            *sanction != SanctionKind::Unknown
         }
         _ => true,
     }

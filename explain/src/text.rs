@@ -1,13 +1,13 @@
-//! Text for terminals: what people wrote may look like anything and must do
-//! nothing, and takes as many columns as it takes.
+//! Text for terminals. Text from users must not control the terminal, and
+//! takes as many columns as the terminal gives it.
 
 use std::{borrow::Cow, fmt::Write as _};
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-/// Whether a character could do something to a terminal or to the order in
-/// which a line is read: control characters (C0, DEL and C1), directions,
-/// invisible joiners, line and paragraph separators, interlinear and tag characters.
+/// Whether a character can affect a terminal or the order in which a line is
+/// read: control characters (C0, DEL and C1), directions, invisible joiners,
+/// line and paragraph separators, interlinear and tag characters.
 fn is_active(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -19,8 +19,8 @@ fn is_active(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}')
 }
 
-/// `text` with everything active written out, as `\n`, `\x1b` or `\u{202e}`.
-pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+/// Escapes every active character of `text`, as `\n`, `\x1b` or `\u{202e}`.
+pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(is_active) {
         return Cow::Borrowed(text);
     }
@@ -42,7 +42,7 @@ pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
 
 /// JSON with everything active as `\u` escapes: it means the same, and does
 /// nothing to a terminal it is printed on.
-pub(crate) fn harmless_json(json: String) -> String {
+pub(crate) fn escape_json(json: String) -> String {
     // Below 0x20 JSON has escaped everything itself; the rest is not ASCII, or DEL.
     if json.bytes().all(|byte| byte < 0x7f) || !json.contains(is_active) {
         return json;
@@ -79,7 +79,7 @@ fn clusters(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The first `columns` of `text`, the last one `…` if there is more.
-pub(crate) fn cut(text: &str, columns: usize) -> Cow<'_, str> {
+pub(crate) fn truncate(text: &str, columns: usize) -> Cow<'_, str> {
     if width(text) <= columns {
         return Cow::Borrowed(text);
     }
@@ -99,7 +99,7 @@ pub(crate) fn cut(text: &str, columns: usize) -> Cow<'_, str> {
 
 /// `text` in lines of at most `first` and then `further` columns, broken at
 /// spaces where there are any. Never empty.
-pub(crate) fn wrapped(text: &str, first: usize, further: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, first: usize, further: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;
     for word in text.split_inclusive(' ') {
@@ -128,18 +128,24 @@ pub(crate) fn wrapped(text: &str, first: usize, further: usize) -> Vec<String> {
     lines
 }
 
+/// Formats a count with its noun, as `1 event` and `2 events`.
+pub(crate) fn plural(number: u64, noun: &str) -> String {
+    let ending = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{ending}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_message_cannot_play_with_a_terminal() {
-        assert_eq!(harmless("\x1b[2Jgone\x07"), "\\x1b[2Jgone\\x07");
-        assert_eq!(harmless("a\nb\u{9b}31m"), "a\\nb\\x9b31m");
-        assert_eq!(harmless("\u{202e}evil"), "\\u{202e}evil");
-        assert!(matches!(harmless("旗鱼 🐟 ok"), Cow::Borrowed(_)));
+        assert_eq!(escape("\x1b[2Jgone\x07"), "\\x1b[2Jgone\\x07");
+        assert_eq!(escape("a\nb\u{9b}31m"), "a\\nb\\x9b31m");
+        assert_eq!(escape("\u{202e}evil"), "\\u{202e}evil");
+        assert!(matches!(escape("旗鱼 🐟 ok"), Cow::Borrowed(_)));
         let json = serde_json::to_string("\x1b\u{9b}\u{7f}\u{202e}\u{e0001}鱼").unwrap();
-        let shown = harmless_json(json);
+        let shown = escape_json(json);
         assert_eq!(shown, "\"\\u001b\\u009b\\u007f\\u202e\\udb40\\udc01鱼\"");
         let back: String = serde_json::from_str(&shown).unwrap();
         assert_eq!(back, "\x1b\u{9b}\u{7f}\u{202e}\u{e0001}鱼");
@@ -148,24 +154,24 @@ mod tests {
     #[test]
     fn wide_characters_take_two_columns() {
         assert_eq!(width("旗鱼a"), 5);
-        assert_eq!(cut("旗鱼直播间", 6), "旗鱼…");
-        assert_eq!(cut("hello", 5), "hello");
-        assert_eq!(cut("hello!", 5), "hell…");
+        assert_eq!(truncate("旗鱼直播间", 6), "旗鱼…");
+        assert_eq!(truncate("hello", 5), "hello");
+        assert_eq!(truncate("hello!", 5), "hell…");
     }
 
     #[test]
     fn lines_break_at_spaces_and_nowhere_overflow() {
-        assert_eq!(wrapped("the quick brown fox", 9, 6), ["the quick", "brown", "fox"]);
-        assert_eq!(wrapped("", 9, 6), [""]);
-        assert_eq!(wrapped("旗鱼直播间", 4, 4), ["旗鱼", "直播", "间"]);
-        assert_eq!(wrapped("aaaaaaaaaa b", 4, 4), ["aaaa", "aaaa", "aa b"]);
-        assert_eq!(wrapped("a: 旗鱼直播间", 7, 7), ["a: 旗鱼", "直播间"]);
+        assert_eq!(wrap("the quick brown fox", 9, 6), ["the quick", "brown", "fox"]);
+        assert_eq!(wrap("", 9, 6), [""]);
+        assert_eq!(wrap("旗鱼直播间", 4, 4), ["旗鱼", "直播", "间"]);
+        assert_eq!(wrap("aaaaaaaaaa b", 4, 4), ["aaaa", "aaaa", "aa b"]);
+        assert_eq!(wrap("a: 旗鱼直播间", 7, 7), ["a: 旗鱼", "直播间"]);
         let hearts = "❤\u{fe0f}".repeat(9);
-        assert_eq!(wrapped(&hearts, 4, 4).len(), 5, "two columns each");
-        assert_eq!(width(&cut(&hearts, 8)), 7, "and none is parted");
+        assert_eq!(wrap(&hearts, 4, 4).len(), 5, "two columns each");
+        assert_eq!(width(&truncate(&hearts, 8)), 7, "and none is parted");
         for text in ["旗鱼 a 直播间 bcdefgh", "   x   ", "one two three four five", &hearts] {
             for columns in 2..9 {
-                let lines = wrapped(text, columns, columns);
+                let lines = wrap(text, columns, columns);
                 assert!(lines.iter().all(|line| width(line) <= columns), "{columns}: {lines:?}");
             }
         }

@@ -12,8 +12,8 @@ use std::{
 use qiyu_fanout::fold::Effect;
 use qiyu_nats::{
     Bus,
+    ledger_stream::{LedgerKind, LedgerRecord},
     log::LogEntry,
-    record::{LedgerPage, Shelf},
 };
 use qiyu_schema::{
     AppId, GatewayId, Incarnation, MsgId, Partition, RoomId, UserId,
@@ -23,28 +23,28 @@ use qiyu_schema::{
 };
 use serde::Serialize;
 
-use super::{Scope, key::Projection, rebuild::Rebuilt, report::Difference};
+use super::{VerifyScope, key::Projection, rebuild::RebuiltFolds, report::Difference};
 
 /// How far back messages are counted.
-const REACH: Duration = Duration::from_secs(3600);
+const ACCOUNTED_WINDOW: Duration = Duration::from_secs(3600);
 /// Messages counted at most, the first of the hour.
 const MESSAGES_MAX: usize = 500_000;
 /// Envelopes looked at in one gateway's queue. With more it is far behind, and
 /// what is missing is taken to be among the rest.
 const QUEUED_MAX: usize = 5_000;
 /// What breaks the law is looked at once more after this, before it counts.
-const LOOK_AGAIN: Duration = Duration::from_secs(3);
+const POLL_INTERVAL: Duration = Duration::from_secs(3);
 /// Breaches named.
 const BREACHES_MAX: usize = 50;
 
 /// What the log's last hour owes.
-pub(super) struct Law {
+pub(super) struct Accounting {
     since_ms: u64,
     /// A message stored since may still be anywhere.
     young_since_ms: u64,
     room: Option<(AppId, RoomId)>,
-    owed: BTreeMap<MsgId, Owed>,
-    whispers: HashMap<MsgId, (AppId, UserId)>,
+    expected: BTreeMap<MsgId, ExpectedDelivery>,
+    direct: HashMap<MsgId, (AppId, UserId)>,
     written: u64,
     read: u64,
     /// The newest life of each gateway that is over.
@@ -52,7 +52,7 @@ pub(super) struct Law {
     cut_off: bool,
 }
 
-struct Owed {
+struct ExpectedDelivery {
     place: (AppId, RoomId),
     partition: Partition,
     stored_ms: u64,
@@ -64,7 +64,7 @@ struct Owed {
 
 /// One room's sums, in connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(super) struct RoomLaw {
+pub(super) struct RoomSums {
     pub(super) app: Option<AppId>,
     pub(super) room: Option<RoomId>,
     pub(super) messages: u64,
@@ -82,10 +82,11 @@ pub(super) struct RoomLaw {
 
 /// What came of it.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct LawReport {
+pub(super) struct AccountingReport {
     pub(super) since_ms: u64,
-    pub(super) rooms: Vec<RoomLaw>,
-    pub(super) whispers: WhisperLaw,
+    pub(super) rooms: Vec<RoomSums>,
+    #[serde(rename = "whispers")]
+    pub(super) direct: DirectSums,
     /// Whether there were more messages than are counted.
     pub(super) cut_off: bool,
     #[serde(skip)]
@@ -94,7 +95,7 @@ pub(super) struct LawReport {
 
 /// 1:1 messages.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct WhisperLaw {
+pub(super) struct DirectSums {
     pub(super) accepted: u64,
     pub(super) acknowledged: u64,
     pub(super) waiting: u64,
@@ -104,7 +105,7 @@ pub(super) struct WhisperLaw {
 
 /// What one gateway reported of one message.
 #[derive(Clone, Copy, Debug, Default)]
-struct Got {
+struct ReportedSums {
     settled: bool,
     resolved: u64,
     acknowledged: u64,
@@ -114,7 +115,7 @@ struct Got {
     lagging: u64,
 }
 
-impl Got {
+impl ReportedSums {
     fn take(&mut self, outcome: &Outcome) {
         let got = Self {
             settled: true,
@@ -132,25 +133,25 @@ impl Got {
 }
 
 #[derive(Default)]
-struct Ledger {
-    first: HashMap<(MsgId, Incarnation), Got>,
-    lagging: HashMap<(MsgId, Incarnation), Got>,
+struct LedgerSums {
+    first: HashMap<(MsgId, Incarnation), ReportedSums>,
+    lagging: HashMap<(MsgId, Incarnation), ReportedSums>,
     resumed: HashMap<MsgId, u64>,
     broken: Vec<(MsgId, Incarnation)>,
     unreadable: u64,
 }
 
-impl Law {
-    pub(super) fn new(at_ms: u64, scope: &Scope) -> Self {
+impl Accounting {
+    pub(super) fn new(at_ms: u64, scope: &VerifyScope) -> Self {
         let before = |span: Duration| {
             at_ms.saturating_sub(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
         };
         Self {
-            since_ms: before(REACH),
+            since_ms: before(ACCOUNTED_WINDOW),
             young_since_ms: before(scope.grace),
             room: scope.room,
-            owed: BTreeMap::new(),
-            whispers: HashMap::new(),
+            expected: BTreeMap::new(),
+            direct: HashMap::new(),
             written: 0,
             read: 0,
             gone: HashMap::new(),
@@ -167,7 +168,7 @@ impl Law {
             Event::SessionsChanged { changes, .. } => {
                 for change in changes {
                     if let SessionChange::Read { msg_ids, .. } = change {
-                        let taken = msg_ids.iter().filter(|id| self.whispers.remove(id).is_some());
+                        let taken = msg_ids.iter().filter(|id| self.direct.remove(id).is_some());
                         self.read += u64::try_from(taken.count()).unwrap_or(0);
                     }
                 }
@@ -178,7 +179,7 @@ impl Law {
 
     pub(super) fn after(
         &mut self,
-        state: &super::key::State,
+        state: &super::key::PartitionState,
         entry: &LogEntry,
         effects: &[Effect],
     ) {
@@ -193,69 +194,74 @@ impl Law {
                         continue;
                     }
                     let there = state.fold.hearers(*app, *room, to, *from);
-                    if self.owed.len() < MESSAGES_MAX || self.owed.contains_key(&event) {
-                        let owed = self.owed.entry(event).or_insert_with(|| Owed {
-                            place: (*app, *room),
-                            partition: Partition::of_room(*app, *room),
-                            stored_ms: entry.written_ms,
-                            at: BTreeMap::new(),
-                            again: 0,
-                        });
-                        owed.at.insert(to.clone(), u64::try_from(there).unwrap_or(0));
+                    if self.expected.len() < MESSAGES_MAX || self.expected.contains_key(&event) {
+                        let expected =
+                            self.expected.entry(event).or_insert_with(|| ExpectedDelivery {
+                                place: (*app, *room),
+                                partition: Partition::of_room(*app, *room),
+                                stored_ms: entry.written_ms,
+                                at: BTreeMap::new(),
+                                again: 0,
+                            });
+                        expected.at.insert(to.clone(), u64::try_from(there).unwrap_or(0));
                     } else {
                         self.cut_off = true;
                     }
                 }
                 Effect::Repeat { msg_id, connections, .. } => {
-                    if let Some(owed) = self.owed.get_mut(msg_id) {
-                        owed.again += u64::try_from(connections.len()).unwrap_or(0);
+                    if let Some(expected) = self.expected.get_mut(msg_id) {
+                        expected.again += u64::try_from(connections.len()).unwrap_or(0);
                     }
                 }
                 Effect::Deliver {
                     envelope: Envelope::Direct { app, user, msg_id, .. }, ..
                 } if *msg_id == event && self.room.is_none() => {
-                    self.whispered(event, *app, *user);
+                    self.count_direct(event, *app, *user);
                 }
                 Effect::KeepForLater { app, user, .. } if self.room.is_none() => {
-                    self.whispered(event, *app, *user);
+                    self.count_direct(event, *app, *user);
                 }
                 _ => {}
             }
         }
     }
 
-    fn whispered(&mut self, msg_id: MsgId, app: AppId, user: UserId) {
-        if self.whispers.insert(msg_id, (app, user)).is_none() {
+    fn count_direct(&mut self, msg_id: MsgId, app: AppId, user: UserId) {
+        if self.direct.insert(msg_id, (app, user)).is_none() {
             self.written += 1;
         }
     }
 
     /// Compares what is owed with the ledger, and once more where it does not fit.
-    pub(super) async fn hold(&self, bus: &Bus, rebuilt: &Rebuilt) -> anyhow::Result<LawReport> {
+    pub(super) async fn hold(
+        &self,
+        bus: &Bus,
+        rebuilt: &RebuiltFolds,
+    ) -> anyhow::Result<AccountingReport> {
         let first = self.look(bus, rebuilt).await?;
         if first.breaches.is_empty() {
             return Ok(first);
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         self.look(bus, rebuilt).await
     }
 
-    async fn look(&self, bus: &Bus, rebuilt: &Rebuilt) -> anyhow::Result<LawReport> {
+    async fn look(&self, bus: &Bus, rebuilt: &RebuiltFolds) -> anyhow::Result<AccountingReport> {
         let ledger = self.read_ledger(bus).await?;
-        let mut report = LawReport {
+        let mut report = AccountingReport {
             since_ms: self.since_ms,
             cut_off: self.cut_off,
-            whispers: self.whisper_law(rebuilt),
-            ..LawReport::default()
+            direct: self.direct_sums(rebuilt),
+            ..AccountingReport::default()
         };
-        let mut rooms: BTreeMap<(AppId, RoomId), RoomLaw> = BTreeMap::new();
+        let mut rooms: BTreeMap<(AppId, RoomId), RoomSums> = BTreeMap::new();
         let mut open: BTreeMap<Incarnation, Vec<MsgId>> = BTreeMap::new();
-        for (msg_id, owed) in &self.owed {
-            let sums = rooms.entry(owed.place).or_default();
+        for (msg_id, expected) in &self.expected {
+            let sums = rooms.entry(expected.place).or_default();
             sums.messages += 1;
-            sums.taken_over += owed.again;
+            sums.taken_over += expected.again;
             sums.resumed += ledger.resumed.get(msg_id).copied().unwrap_or(0);
-            for (gateway, there) in &owed.at {
+            for (gateway, there) in &expected.at {
                 sums.accepted += there;
                 let place = (*msg_id, gateway.clone());
                 let lagging = ledger.lagging.get(&place).copied().unwrap_or_default();
@@ -264,7 +270,7 @@ impl Law {
                         true => sums.gone_with_a_gateway += there,
                         false => {
                             sums.in_flight += there;
-                            if self.is_old(owed) {
+                            if self.is_old(expected) {
                                 open.entry(gateway.clone()).or_default().push(*msg_id);
                             }
                         }
@@ -307,7 +313,7 @@ impl Law {
         for (gateway, msg_ids) in open {
             self.find_lost(bus, &gateway, msg_ids, &mut report).await?;
         }
-        let named = |((app, room), sums)| RoomLaw { app: Some(app), room: Some(room), ..sums };
+        let named = |((app, room), sums)| RoomSums { app: Some(app), room: Some(room), ..sums };
         report.rooms = rooms.into_iter().map(named).collect();
         Ok(report)
     }
@@ -318,16 +324,16 @@ impl Law {
         bus: &Bus,
         gateway: &Incarnation,
         msg_ids: Vec<MsgId>,
-        report: &mut LawReport,
+        report: &mut AccountingReport,
     ) -> anyhow::Result<()> {
-        let queued = bus.queued(gateway, QUEUED_MAX).await?;
+        let queued = bus.queued_messages(gateway, QUEUED_MAX).await?;
         if QUEUED_MAX <= queued.len() {
             return Ok(());
         }
         for msg_id in msg_ids.into_iter().filter(|msg_id| !queued.contains(msg_id)) {
-            let Some(owed) = self.owed.get(&msg_id) else { continue };
+            let Some(expected) = self.expected.get(&msg_id) else { continue };
             // Its owner may not have come to it yet.
-            if msg_id.seq() <= bus.position(owed.partition).await? {
+            if msg_id.seq() <= bus.position(expected.partition).await? {
                 report.breach(msg_id, format!(
                     "it was handed to gateway {gateway}, which has it no more and reported nothing"
                 ));
@@ -340,28 +346,29 @@ impl Law {
         self.gone.get(&gateway.id).is_some_and(|gone| gateway.epoch <= *gone)
     }
 
-    fn is_old(&self, owed: &Owed) -> bool {
-        owed.stored_ms < self.young_since_ms
+    fn is_old(&self, expected: &ExpectedDelivery) -> bool {
+        expected.stored_ms < self.young_since_ms
     }
 
-    fn whisper_law(&self, rebuilt: &Rebuilt) -> WhisperLaw {
+    fn direct_sums(&self, rebuilt: &RebuiltFolds) -> DirectSums {
         let waits = |(msg_id, (app, user)): (&MsgId, &(AppId, UserId))| {
             let state = rebuilt.state(Partition::of_user(*app, *user));
             state.is_some_and(|state| state.fold.waits(*app, *user, *msg_id))
         };
-        let waiting = self.whispers.iter().filter(|whisper| waits(*whisper)).count();
+        let waiting = self.direct.iter().filter(|whisper| waits(*whisper)).count();
         let waiting = u64::try_from(waiting).unwrap_or(0);
         let (accepted, acknowledged) = (self.written, self.read);
         let forgotten = accepted.saturating_sub(acknowledged + waiting);
-        WhisperLaw { accepted, acknowledged, waiting, forgotten }
+        DirectSums { accepted, acknowledged, waiting, forgotten }
     }
 
-    async fn read_ledger(&self, bus: &Bus) -> anyhow::Result<Ledger> {
-        let mut ledger = Ledger::default();
-        let mut reader = bus.read_ledger(&[Shelf::Outcomes, Shelf::Resumes], self.since_ms).await?;
+    async fn read_ledger(&self, bus: &Bus) -> anyhow::Result<LedgerSums> {
+        let mut ledger = LedgerSums::default();
+        let mut reader =
+            bus.read_ledger(&[LedgerKind::Outcomes, LedgerKind::Resumes], self.since_ms).await?;
         while let Some(entry) = reader.next().await? {
-            let LedgerPage::Outcomes(batch) = entry.page else { continue };
-            for outcome in batch.outcomes.iter().filter(|o| self.owed.contains_key(&o.msg_id)) {
+            let LedgerRecord::Outcomes(batch) = entry.page else { continue };
+            for outcome in batch.outcomes.iter().filter(|o| self.expected.contains_key(&o.msg_id)) {
                 let place = (outcome.msg_id, batch.gateway.clone());
                 let parts = u64::from(outcome.acknowledged)
                     + u64::from(outcome.given_up)
@@ -388,7 +395,7 @@ impl Law {
     }
 }
 
-impl LawReport {
+impl AccountingReport {
     fn breach(&mut self, msg_id: MsgId, words: String) {
         let words = format!("{words} (qiyu trace {msg_id} tells the rest)");
         self.breach_of(format!("message {msg_id}"), words);

@@ -9,24 +9,24 @@ use qiyu_nats::log::LogEntry;
 use qiyu_schema::{
     AppId, GatewayId, Incarnation, MsgId, RoomId, UserId, codec,
     event::{Event, MemberChange, Record, VERSION},
-    measure::{Measure, MeasureEntry, Taken},
+    sanction::{Sanction, SanctionEntry, SanctionKind},
     subject::{self, RoomKind},
 };
 
-use super::state::Scene;
+use super::room_snapshot::RoomSnapshot;
 
-/// Events that make an empty fold know `scene`, in the order in which to fold
+/// Events that make an empty fold know `snapshot`, in the order in which to fold
 /// them. Who left, and since when the anchor is gone, is not told.
-pub(crate) fn of(scene: &Scene) -> Vec<LogEntry> {
-    let Some(state) = &scene.state else { return Vec::new() };
-    let (app, room) = (scene.app, scene.room);
+pub(crate) fn seed_events(snapshot: &RoomSnapshot) -> Vec<LogEntry> {
+    let Some(state) = &snapshot.state else { return Vec::new() };
+    let (app, room) = (snapshot.app, snapshot.room);
     let mut told = Vec::new();
     if let Some(anchor) = state.anchor {
-        let (name, cover) = (scene.name.clone().unwrap_or_default(), String::new());
+        let (name, cover) = (snapshot.name.clone().unwrap_or_default(), String::new());
         let opened = Event::RoomOpened { app, room, anchor, room_type: 1, name, cover };
         told.push(entry(
             MsgId::at(0),
-            scene.at_ms,
+            snapshot.at_ms,
             room_subject(app, room, RoomKind::Opened),
             opened,
         ));
@@ -40,21 +40,27 @@ pub(crate) fn of(scene: &Scene) -> Vec<LogEntry> {
     for ((position, gateway), changes) in joined {
         let event = Event::MembersChanged { app, room, gateway, changes };
         let subject = room_subject(app, room, RoomKind::Members);
-        told.push(entry(position, scene.at_ms, subject, event));
+        told.push(entry(position, snapshot.at_ms, subject, event));
     }
     if 0 < state.counts.good_num {
         let gateway = state.members.first().map(|member| member.gateway.clone());
         let gateway = gateway.unwrap_or_else(nobody);
         let event = Event::RoomLiked { app, room, gateway, count: state.counts.good_num };
         let subject = room_subject(app, room, RoomKind::Likes);
-        told.push(entry(scene.position, scene.at_ms, subject, event));
+        told.push(entry(snapshot.position, snapshot.at_ms, subject, event));
     }
     for (user, measures) in &state.measures {
-        let subject = room_subject(app, room, RoomKind::Measures);
+        let subject = room_subject(app, room, RoomKind::Sanctions);
         told.extend(taken(app, Some(room), *user, measures, &subject));
     }
-    for (user, measures) in &scene.everywhere {
-        told.extend(taken(app, None, *user, measures, &subject::user_measures(app, *user)));
+    for (user, measures) in &snapshot.everywhere {
+        told.extend(taken(
+            app,
+            None,
+            *user,
+            measures,
+            &subject::user(app, *user, subject::UserKind::Sanctions),
+        ));
     }
     if let Some((position, at_ms)) = state.closed {
         let closed = Event::RoomClosed { app, room, by: None, peak: None, good_num: None };
@@ -68,18 +74,20 @@ fn taken(
     app: AppId,
     room: Option<RoomId>,
     user: UserId,
-    entry_of: &MeasureEntry,
+    entry_of: &SanctionEntry,
     subject: &str,
 ) -> Vec<LogEntry> {
     let named = [
-        (Measure::Mute, &entry_of.mute),
-        (Measure::Ban, &entry_of.ban),
-        (Measure::Kick, &entry_of.kick),
+        (SanctionKind::Mute, &entry_of.mute),
+        (SanctionKind::Ban, &entry_of.ban),
+        (SanctionKind::Kick, &entry_of.kick),
     ];
     let mut told = Vec::new();
-    for (measure, taken) in named {
-        let Some(Taken { msg_id, at_ms, until_ms, reason, by }) = taken.clone() else { continue };
-        let event = Event::MeasureTaken { app, room, user, measure, until_ms, reason, by };
+    for (sanction, taken) in named {
+        let Some(Sanction { msg_id, at_ms, until_ms, reason, by }) = taken.clone() else {
+            continue;
+        };
+        let event = Event::SanctionImposed { app, room, user, sanction, until_ms, reason, by };
         told.push(entry(msg_id, at_ms, subject.to_owned(), event));
     }
     // An entry takes only what is newer than the last.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use qiyu_nats::{
     Bus, BusConfig, bus,
-    log::{APPEND_DEADLINE, AppendError, Condition, LogEntry},
+    log::{APPEND_DEADLINE, AppendCondition, AppendError, LogEntry},
 };
 use qiyu_schema::{
     AppId, RoomId, Secret,
@@ -18,16 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     pace::Pace,
-    tape::Tape,
     translate::{Translated, Translator},
 };
-use crate::{access::LogAccessConfig, terminal::progress as note};
+use crate::{access::LogAccessConfig, log::window::LogWindow, terminal::progress};
 
 /// How long the sandbox may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the events come from, as far as it must not be where they go.
-pub(crate) enum Source<'a> {
+pub(crate) enum EventOrigin<'a> {
     Log(&'a Bus),
     /// A capsule, and when the log it was taken from was made, ns since 1970.
     Capsule {
@@ -59,9 +58,9 @@ impl Sandbox {
     pub(crate) async fn open(
         url: &str,
         log: &LogAccessConfig,
-        source: Source<'_>,
+        source: EventOrigin<'_>,
     ) -> anyhow::Result<Self> {
-        let shown = bus::shown(url);
+        let shown = bus::redact_url(url);
         let config = BusConfig {
             url: Secret::new(url),
             name: "qiyu replay --into".to_owned(),
@@ -70,18 +69,18 @@ impl Sandbox {
             ack_wait: log.ack_wait,
             profile: log.profile,
         };
-        let connected = timeout(PATIENCE, Bus::connect(&config)).await;
+        let connected = timeout(TIMEOUT, Bus::connect(&config)).await;
         let bus = connected.with_context(|| format!("no NATS answers at {shown}"))??;
-        let there = bus.origin().await;
+        let there = bus.log_identity().await;
         let there = there.with_context(|| {
             format!("the NATS at {shown} holds no log: run `qiyu up` or `qiyu run` there first")
         })?;
         let same = match source {
-            Source::Capsule { created_ns } => created_ns == there.created_ns.to_string(),
-            Source::Log(here) => {
-                here.origin().await?.created_ns == there.created_ns
-                    || here.is_heard_on(&bus).await.map_err(|e| anyhow::anyhow!(e))?
-                    || bus.is_heard_on(here).await.map_err(|e| anyhow::anyhow!(e))?
+            EventOrigin::Capsule { created_ns } => created_ns == there.created_ns.to_string(),
+            EventOrigin::Log(here) => {
+                here.log_identity().await?.created_ns == there.created_ns
+                    || here.is_same_system(&bus).await.map_err(|e| anyhow::anyhow!(e))?
+                    || bus.is_same_system(here).await.map_err(|e| anyhow::anyhow!(e))?
             }
         };
         ensure!(
@@ -110,15 +109,15 @@ impl Sandbox {
     pub(crate) async fn play(
         mut self,
         before: Vec<LogEntry>,
-        tape: &mut Tape,
+        window: &mut LogWindow,
         pace: Pace,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         let mut counts = Counts::default();
-        let played = self.window(before, tape, pace, stop, &mut counts).await;
+        let played = self.window(before, window, pace, stop, &mut counts).await;
         let ended = self.end_gateways().await;
         let Counts { appended, left_out, unknown } = counts;
-        note(&format!(
+        progress(&format!(
             "{appended} events appended at {}, {left_out} left out because they are about what is \
              not there, {unknown} because this build does not know them",
             self.shown
@@ -129,7 +128,7 @@ impl Sandbox {
     async fn window(
         &mut self,
         before: Vec<LogEntry>,
-        tape: &mut Tape,
+        window: &mut LogWindow,
         mut pace: Pace,
         stop: &CancellationToken,
         counts: &mut Counts,
@@ -138,7 +137,7 @@ impl Sandbox {
             self.append(&entry, counts).await?;
         }
         loop {
-            let Some(entry) = stop.run_until_cancelled(tape.next()).await else { return Ok(()) };
+            let Some(entry) = stop.run_until_cancelled(window.next()).await else { return Ok(()) };
             let Some(entry) = entry? else { return Ok(()) };
             if let Some(due) = pace.due(entry.written_ms)
                 && stop.run_until_cancelled(sleep_until(due)).await.is_none()
@@ -183,8 +182,10 @@ impl Sandbox {
     async fn end_gateways(&self) -> anyhow::Result<()> {
         for (subject, record) in self.translator.ends() {
             let key = format!("replay-gone:{subject}:{}", record.at_ms);
-            let appended =
-                self.bus.append(subject, &record, &key, Condition::Any, APPEND_DEADLINE).await;
+            let appended = self
+                .bus
+                .append(subject, &record, &key, AppendCondition::Any, APPEND_DEADLINE)
+                .await;
             appended.context("end the replayed gateways in the sandbox")?;
         }
         Ok(())
@@ -192,9 +193,9 @@ impl Sandbox {
 }
 
 /// As whoever wrote it first had to meet it.
-fn condition_of(record: &Record) -> Condition {
+fn condition_of(record: &Record) -> AppendCondition {
     match record.event {
-        Event::RoomOpened { .. } | Event::RoomClosed { .. } => Condition::First,
-        _ => Condition::Any,
+        Event::RoomOpened { .. } | Event::RoomClosed { .. } => AppendCondition::First,
+        _ => AppendCondition::Any,
     }
 }

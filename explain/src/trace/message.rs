@@ -7,80 +7,84 @@ use qiyu_schema::{
     AppId, ClientMsgId, ConnId, Incarnation, MsgId, Partition, RoomId, UserId,
     event::{Event, Record, Sender},
     id::WorkerId,
-    ledger::{Exception, How, Outcome, Via},
-    measure::MeasureEntry,
+    ledger::{DispatchKind, Exception, Outcome, Via},
+    sanction::SanctionEntry,
 };
 use serde::Serialize;
 
-use super::{after, ledger};
+use super::{follow, ledger};
 
 /// One message, from its acceptance to whatever became of it.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Life {
+pub(super) struct MessageTrace {
     pub(super) msg_id: MsgId,
     pub(super) partition: String,
     pub(super) app: AppId,
     #[serde(flatten)]
-    pub(super) what: What,
+    pub(super) kind: MessageKind,
     /// `None`: the system itself, as when a room closes by itself.
-    pub(super) sender: Option<Accepted>,
+    pub(super) sender: Option<Submission>,
     /// By its writer's clock, as the next ones by the server's; all ms since 1970.
     pub(super) accepted_ms: u64,
     pub(super) stored_ms: u64,
-    pub(super) fate: Fate,
+    #[serde(rename = "fate")]
+    pub(super) decision: Decision,
     /// Connections it was for, as the fold knew them right before it.
-    pub(super) audience: Vec<Hearer>,
+    pub(super) audience: Vec<AudienceMember>,
     /// What the fold made of it, then and later.
-    pub(super) dispatches: Vec<Dispatch>,
-    pub(super) handovers: Vec<HandedOver>,
-    pub(super) outcomes: Vec<Settled>,
+    pub(super) dispatches: Vec<PlannedDelivery>,
+    pub(super) handovers: Vec<RecordedDispatch>,
+    pub(super) outcomes: Vec<GatewayOutcome>,
     pub(super) departures: Vec<Departure>,
-    pub(super) gateways_gone: Vec<Gone>,
-    pub(super) left_behind: Vec<LeftBehind>,
+    pub(super) gateways_gone: Vec<GatewayEnd>,
+    pub(super) left_behind: Vec<UnackedReport>,
     /// When some connection of the recipient of a 1:1 message acknowledged it.
-    pub(super) taken: Option<Taken>,
+    pub(super) taken: Option<RecipientAck>,
     /// When a 1:1 message ceased to wait without having been acknowledged.
-    pub(super) forgotten: Option<Forgotten>,
+    #[serde(rename = "forgotten")]
+    pub(super) expiry: Option<Expiry>,
     /// Who read it over HTTP.
-    pub(super) readings: Vec<Reading>,
+    pub(super) readings: Vec<HttpRead>,
     /// What else is known of the user that was asked about.
-    pub(super) about: Option<About>,
+    pub(super) about: Option<UserContext>,
     /// How far the search went.
-    pub(super) searched: Searched,
+    pub(super) searched: SearchExtent,
 }
 
 /// What kind of message.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub(super) enum What {
+pub(super) enum MessageKind {
     /// Said in a room.
-    Said { room: RoomId, biz_code: i32 },
+    #[serde(rename = "said")]
+    Room { room: RoomId, biz_code: i32 },
     /// Written to one user.
-    Whispered { to: UserId, biz_code: i32 },
+    #[serde(rename = "whispered")]
+    Direct { to: UserId, biz_code: i32 },
     /// The closing of a room, which its members hear of.
     Closing { room: RoomId },
 }
 
-impl What {
+impl MessageKind {
     pub(super) fn room(self) -> Option<RoomId> {
         match self {
-            Self::Said { room, .. } | Self::Closing { room } => Some(room),
-            Self::Whispered { .. } => None,
+            Self::Room { room, .. } | Self::Closing { room } => Some(room),
+            Self::Direct { .. } => None,
         }
     }
 }
 
 /// Who sent it, and through what.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Accepted {
+pub(super) struct Submission {
     /// `None`: a server of an integrator.
     pub(super) user: Option<UserId>,
     /// `None`: neither a closing nor what a server says comes through a socket.
-    pub(super) through: Option<Through>,
+    pub(super) through: Option<Ingress>,
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Through {
+pub(super) struct Ingress {
     pub(super) gateway: Incarnation,
     pub(super) connection: ConnId,
     pub(super) client_msg_id: Option<ClientMsgId>,
@@ -89,19 +93,21 @@ pub(super) struct Through {
 /// What the fold decided about it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "decided", rename_all = "snake_case")]
-pub(super) enum Fate {
+pub(super) enum Decision {
     /// It went to whoever was there.
     Delivered,
     /// There was nobody to hear it.
-    Unheard,
+    #[serde(rename = "unheard")]
+    NoRecipient,
     /// Its room had been closed before.
     RoomClosed { closed: MsgId },
     /// Its sender had used its name before: the first copy counts.
-    Repeated { first: MsgId },
+    #[serde(rename = "repeated")]
+    Duplicate { first: MsgId },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Hearer {
+pub(super) struct AudienceMember {
     pub(super) user: UserId,
     pub(super) gateway: Incarnation,
     pub(super) connection: ConnId,
@@ -111,9 +117,9 @@ pub(super) struct Hearer {
 
 /// One envelope the fold asked for.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Dispatch {
+pub(super) struct PlannedDelivery {
     pub(super) to: Incarnation,
-    pub(super) because: Because,
+    pub(super) because: SendCause,
     /// By the server's clock.
     pub(super) at_ms: u64,
     /// For whom, where the envelope names them.
@@ -123,9 +129,10 @@ pub(super) struct Dispatch {
 /// Why a message is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "because", rename_all = "snake_case")]
-pub(super) enum Because {
+pub(super) enum SendCause {
     /// It was said.
-    Said,
+    #[serde(rename = "said")]
+    Message,
     /// Its recipient logged in.
     Login { event: MsgId },
     /// Somebody who owed it left, or a gateway died, and they are back.
@@ -135,33 +142,35 @@ pub(super) enum Because {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct HandedOver {
+pub(super) struct RecordedDispatch {
     pub(super) worker: WorkerId,
     pub(super) epoch: u64,
     pub(super) at_ms: u64,
     pub(super) to: Option<Incarnation>,
-    pub(super) how: How,
+    pub(super) how: DispatchKind,
     pub(super) because: Option<MsgId>,
 }
 
 /// How it ended at one gateway.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Settled {
+pub(super) struct GatewayOutcome {
     pub(super) gateway: Incarnation,
     pub(super) at_ms: u64,
     #[serde(flatten)]
     pub(super) outcome: Outcome,
 }
 
-impl Settled {
+impl GatewayOutcome {
     /// Whether it can be the outcome of this sending.
-    pub(super) fn answers(&self, dispatch: &Dispatch) -> bool {
+    pub(super) fn answers(&self, dispatch: &PlannedDelivery) -> bool {
         let via = self.outcome.via;
         self.gateway == dispatch.to
             && match dispatch.because {
-                Because::Return { .. } => via == Via::Repeat,
-                Because::Late { .. } => via == Via::Late,
-                Because::Said | Because::Login { .. } => matches!(via, Via::Envelope | Via::Log),
+                SendCause::Return { .. } => via == Via::Repeat,
+                SendCause::Late { .. } => via == Via::Late,
+                SendCause::Message | SendCause::Login { .. } => {
+                    matches!(via, Via::Envelope | Via::Log)
+                }
             }
     }
 
@@ -189,14 +198,14 @@ pub(super) struct Departure {
 
 /// The end of a gateway that it was sent to.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Gone {
+pub(super) struct GatewayEnd {
     pub(super) gateway: Incarnation,
     pub(super) at_ms: u64,
 }
 
 /// It was found unacknowledged where its recipients had left.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct LeftBehind {
+pub(super) struct UnackedReport {
     pub(super) gateway: Incarnation,
     pub(super) at_ms: u64,
     /// `None`: all the dead gateway had in the room.
@@ -205,48 +214,48 @@ pub(super) struct LeftBehind {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Taken {
+pub(super) struct RecipientAck {
     pub(super) gateway: Incarnation,
     pub(super) at_ms: u64,
 }
 
 /// It waits for nobody any more.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Forgotten {
+pub(super) struct Expiry {
     pub(super) at_ms: u64,
     /// The newer message that took its place. `None`: its age did.
     pub(super) because: Option<MsgId>,
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Reading {
+pub(super) struct HttpRead {
     pub(super) user: UserId,
     pub(super) at_ms: u64,
-    pub(super) way: Way,
+    pub(super) way: ReadPath,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Way {
+pub(super) enum ReadPath {
     History,
     OfflinePull,
 }
 
 /// What else the record knows of one user, around the message.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct About {
+pub(super) struct UserContext {
     /// The last time they entered or left the room before it.
-    pub(super) before: Option<Step>,
+    pub(super) before: Option<MembershipStep>,
     /// The last time they entered it before.
-    pub(super) entered: Option<Step>,
+    pub(super) entered: Option<MembershipStep>,
     /// The first time they entered the room after it.
-    pub(super) after: Option<Step>,
+    pub(super) after: Option<MembershipStep>,
     /// Measures against them in the room at that moment.
-    pub(super) measures: Option<MeasureEntry>,
+    pub(super) measures: Option<SanctionEntry>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Step {
+pub(super) struct MembershipStep {
     pub(super) at_ms: u64,
     pub(super) direction: Direction,
 }
@@ -262,14 +271,14 @@ pub(super) enum Direction {
 
 /// What was looked at; what is not there was not in it.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub(super) struct Searched {
+pub(super) struct SearchExtent {
     /// The log up to this time, ms since 1970.
     pub(super) log_until_ms: u64,
     /// Outcomes and hand-overs up to this time; resumes and readings up to now.
     pub(super) ledger_until_ms: u64,
 }
 
-impl Life {
+impl MessageTrace {
     /// Reads everything about `msg_id`; with `user`, also where they were.
     pub(super) async fn read(
         bus: &Bus,
@@ -282,38 +291,38 @@ impl Life {
         let entry = bus.read_one(msg_id).await?;
         let Some(entry) = entry else { bail!(absence(bus, msg_id).await?) };
         let record = entry.record().context("read what stands at this place in the log")?;
-        let mut life = Self::begin(&entry, record)?;
+        let mut trace = Self::begin(&entry, record)?;
         let partition = partition_of(&entry)?;
         let fold = fold_at(bus, partition, entry.seq - 1).await?;
-        after::follow(bus, partition, &entry, fold, user, &mut life).await?;
-        if let (Some(user), Some(room)) = (user, life.what.room()) {
-            let steps = after::steps(bus, (life.app, room), user, entry.seq).await?;
-            let about = life.about.get_or_insert_default();
+        follow::follow(bus, partition, &entry, fold, user, &mut trace).await?;
+        if let (Some(user), Some(room)) = (user, trace.kind.room()) {
+            let steps = follow::steps(bus, (trace.app, room), user, entry.seq).await?;
+            let about = trace.about.get_or_insert_default();
             (about.before, about.entered) = (steps.last, steps.entered);
         }
-        ledger::look(bus, &mut life).await?;
-        Ok(life)
+        ledger::look(bus, &mut trace).await?;
+        Ok(trace)
     }
 
     /// What its own entry tells.
     fn begin(entry: &LogEntry, record: Record) -> anyhow::Result<Self> {
         let through =
-            |sender: Sender| Accepted {
+            |sender: Sender| Submission {
                 user: sender.user,
                 through: sender.gateway.zip(sender.connection).map(|(gateway, connection)| {
-                    Through { gateway, connection, client_msg_id: sender.client_msg_id }
+                    Ingress { gateway, connection, client_msg_id: sender.client_msg_id }
                 }),
             };
-        let (app, what, sender) = match record.event {
+        let (app, kind, sender) = match record.event {
             Event::RoomMessageSent { app, room, sender, biz_code, .. } => {
-                (app, What::Said { room, biz_code }, Some(through(sender)))
+                (app, MessageKind::Room { room, biz_code }, Some(through(sender)))
             }
             Event::DirectMessageSent { app, to, sender, biz_code, .. } => {
-                (app, What::Whispered { to, biz_code }, Some(through(sender)))
+                (app, MessageKind::Direct { to, biz_code }, Some(through(sender)))
             }
             Event::RoomClosed { app, room, by, .. } => {
-                let by = by.map(|user| Accepted { user: Some(user), through: None });
-                (app, What::Closing { room }, by)
+                let by = by.map(|user| Submission { user: Some(user), through: None });
+                (app, MessageKind::Closing { room }, by)
             }
             other => bail!(
                 "what stands at this place is no message but {}: it was delivered to nobody",
@@ -324,11 +333,11 @@ impl Life {
             msg_id: entry.msg_id(),
             partition: partition_of(entry)?.to_string(),
             app,
-            what,
+            kind,
             sender,
             accepted_ms: record.at_ms,
             stored_ms: entry.written_ms,
-            fate: Fate::Delivered,
+            decision: Decision::Delivered,
             audience: Vec::new(),
             dispatches: Vec::new(),
             handovers: Vec::new(),
@@ -337,10 +346,10 @@ impl Life {
             gateways_gone: Vec::new(),
             left_behind: Vec::new(),
             taken: None,
-            forgotten: None,
+            expiry: None,
             readings: Vec::new(),
             about: None,
-            searched: Searched::default(),
+            searched: SearchExtent::default(),
         })
     }
 
@@ -355,7 +364,7 @@ impl Life {
     }
 
     /// When a gateway ended, if it did.
-    pub(super) fn gone(&self, gateway: &Incarnation) -> Option<&Gone> {
+    pub(super) fn gone(&self, gateway: &Incarnation) -> Option<&GatewayEnd> {
         self.gateways_gone.iter().find(|gone| gone.gateway == *gateway)
     }
 }
@@ -388,7 +397,7 @@ fn name_of(event: &Event) -> &'static str {
         Event::SessionsChanged { .. } => "who logged in and out",
         Event::Unacknowledged { .. } => "a note of what was left unacknowledged",
         Event::GatewayGone { .. } => "the end of a gateway",
-        Event::MeasureTaken { .. } | Event::MeasureLifted { .. } => "a measure against a user",
+        Event::SanctionImposed { .. } | Event::SanctionLifted { .. } => "a measure against a user",
         Event::ContentRefused { .. } => "words that were refused for what they say",
         _ => "of a kind this build does not know",
     }

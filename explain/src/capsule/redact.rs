@@ -21,14 +21,14 @@ pub(crate) fn redact(record: &mut Record) {
             *content = counted(content);
             reason.clear(); // it may quote the word
         }
-        Event::MeasureTaken { reason, .. } => reason.clear(),
+        Event::SanctionImposed { reason, .. } => reason.clear(),
         Event::RoomClosed { .. }
         | Event::RoomLiked { .. }
         | Event::MembersChanged { .. }
         | Event::SessionsChanged { .. }
         | Event::Unacknowledged { .. }
         | Event::GatewayGone { .. }
-        | Event::MeasureLifted { .. }
+        | Event::SanctionLifted { .. }
         | Event::Unknown => {}
     }
 }

@@ -9,61 +9,62 @@ use qiyu_schema::{MsgId, Partition, event::Record};
 use serde::Serialize;
 
 use super::{
-    compare::Pair,
-    key::{Key, State},
-    rebuild::{Rebuilt, Witness},
+    compare::ComparedItem,
+    key::{ItemKey, PartitionState},
+    rebuild::{Observer, RebuiltFolds},
 };
 
 /// Things whose parting is looked for. A broken projection differs in everything.
-const PARTED_MAX: usize = 50;
+const DIVERGENCES_MAX: usize = 50;
 
 /// Where one thing has parted from the log.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "how", rename_all = "snake_case")]
-pub(super) enum Parted {
+pub(super) enum Divergence {
     /// It is what the log said until this event, the first it does not follow.
     At { event: MsgId, subject: String, at_ms: u64 },
     /// It is nothing the log ever said; this is the last event about it.
     Never { event: MsgId, subject: String, at_ms: u64 },
     /// It is nothing the log ever said, and no event is about it.
-    Unheard,
+    #[serde(rename = "unheard")]
+    NoEvent,
 }
 
 /// Looks for the partings of `differing`, as far as they are not too many.
-pub(super) async fn part(
+pub(super) async fn find_divergences(
     bus: &Bus,
-    differing: &BTreeMap<Key, Pair>,
+    differing: &BTreeMap<ItemKey, ComparedItem>,
     at_ms: u64,
-) -> anyhow::Result<BTreeMap<Key, Parted>> {
-    let tracked: Vec<(Key, Pair)> =
-        differing.iter().take(PARTED_MAX).map(|(key, pair)| (*key, pair.clone())).collect();
+) -> anyhow::Result<BTreeMap<ItemKey, Divergence>> {
+    let tracked: Vec<(ItemKey, ComparedItem)> =
+        differing.iter().take(DIVERGENCES_MAX).map(|(key, pair)| (*key, pair.clone())).collect();
     let partitions: BTreeSet<Partition> = tracked.iter().map(|(key, _)| key.partition()).collect();
     if partitions.is_empty() {
         return Ok(BTreeMap::new());
     }
     let partitions: Vec<Partition> = partitions.into_iter().collect();
-    let mut rebuilt = Rebuilt::begin(bus, &partitions).await?;
-    let mut watching = Watching { at_ms, tracks: Vec::new() };
+    let mut rebuilt = RebuiltFolds::begin(bus, &partitions).await?;
+    let mut watching = DivergenceTracker { at_ms, tracks: Vec::new() };
     for (key, pair) in tracked {
         let Some(state) = rebuilt.state(key.partition()) else { continue };
         let before = key.expected(state, at_ms);
         let agrees = pair.agrees(before.as_ref());
         let (last, at) = (None, None);
-        watching.tracks.push(Track { key, pair, before, agrees, ever: agrees, last, at });
+        watching.tracks.push(ItemTrack { key, pair, before, agrees, ever: agrees, last, at });
     }
     rebuilt.advance(bus, &mut watching).await?;
     let parted = watching.tracks.into_iter().map(|track| (track.key, track.parted()));
     Ok(parted.collect())
 }
 
-struct Watching {
+struct DivergenceTracker {
     at_ms: u64,
-    tracks: Vec<Track>,
+    tracks: Vec<ItemTrack>,
 }
 
-struct Track {
-    key: Key,
-    pair: Pair,
+struct ItemTrack {
+    key: ItemKey,
+    pair: ComparedItem,
     before: Option<String>,
     agrees: bool,
     ever: bool,
@@ -73,20 +74,20 @@ struct Track {
     at: Option<(MsgId, String, u64)>,
 }
 
-impl Track {
-    fn parted(self) -> Parted {
+impl ItemTrack {
+    fn parted(self) -> Divergence {
         match (self.ever, self.at, self.last) {
-            (true, Some((event, subject, at_ms)), _) => Parted::At { event, subject, at_ms },
-            (_, _, Some((event, subject, at_ms))) => Parted::Never { event, subject, at_ms },
-            (_, _, None) => Parted::Unheard,
+            (true, Some((event, subject, at_ms)), _) => Divergence::At { event, subject, at_ms },
+            (_, _, Some((event, subject, at_ms))) => Divergence::Never { event, subject, at_ms },
+            (_, _, None) => Divergence::NoEvent,
         }
     }
 }
 
-impl Witness for Watching {
-    fn before(&mut self, _: Partition, _: &State, _: &LogEntry, _: &Record) {}
+impl Observer for DivergenceTracker {
+    fn before(&mut self, _: Partition, _: &PartitionState, _: &LogEntry, _: &Record) {}
 
-    fn after(&mut self, state: &State, entry: &LogEntry, _: &[Effect]) {
+    fn after(&mut self, state: &PartitionState, entry: &LogEntry, _: &[Effect]) {
         let partition = entry.partition();
         for track in &mut self.tracks {
             let beyond = 0 < track.pair.until && track.pair.until < entry.seq;

@@ -1,4 +1,4 @@
-//! From a tape to standard output.
+//! From a window to standard output.
 
 use std::{
     collections::VecDeque,
@@ -12,15 +12,14 @@ use qiyu_schema::event::Record;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    happening::{Happening, take_apart},
-    moment,
-    names::Names,
-    pace::Pace,
-    pretty::Layout,
-    selection::Selection,
-    tape::Tape,
-    text::harmless_json,
+use super::{names::DisplayNames, pace::Pace, pretty::Layout, selection::Selection};
+use crate::{
+    log::{
+        event_view::{EventView, for_each_view},
+        window::LogWindow,
+    },
+    text::escape_json,
+    timestamp,
 };
 
 /// Entries read ahead, so that those who come in have the names they speak under later.
@@ -34,41 +33,42 @@ struct Read {
     record: Option<Record>,
 }
 
-/// What happenings are written as.
+/// What views are written as.
 #[derive(Debug)]
-pub(crate) enum Form {
+pub(crate) enum LineFormat {
     Pretty(Layout),
     Json,
 }
 
 /// What came of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct PrintSummary {
     /// Happenings written.
-    pub(crate) happenings: u64,
+    pub(crate) views: u64,
     /// The last entry's time, if there was one.
     pub(crate) last_ms: Option<u64>,
 }
 
 /// Whether the reader waits for what is yet to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum PrintMode {
     /// What is there is there: it may be waited for.
     Whole,
     /// What comes is shown as it comes.
     Live,
 }
 
-/// Plays `tape` until its end, or until `over`.
-pub(crate) async fn play(
-    tape: &mut Tape,
+/// Plays `window` until its end, or until `over`.
+pub(crate) async fn print_window(
+    window: &mut LogWindow,
     selection: &Selection,
     mut pace: Pace,
-    mut form: Form,
-    patience: Patience,
+    mut form: LineFormat,
+    patience: PrintMode,
     over: &CancellationToken,
-) -> anyhow::Result<Told> {
-    let (mut names, mut told, mut ahead) = (Names::default(), Told::default(), VecDeque::new());
+) -> anyhow::Result<PrintSummary> {
+    let (mut names, mut told, mut ahead) =
+        (DisplayNames::default(), PrintSummary::default(), VecDeque::new());
     let mut out = Out::default();
     loop {
         if ahead.is_empty() {
@@ -76,7 +76,7 @@ pub(crate) async fn play(
             if out.is_closed() {
                 return Ok(told);
             }
-            let filled = fill(tape, &mut ahead, &mut names, &form, patience);
+            let filled = fill(window, &mut ahead, &mut names, &form, patience);
             match over.run_until_cancelled(filled).await {
                 None => break,
                 Some(filled) => filled?,
@@ -90,10 +90,10 @@ pub(crate) async fn play(
             }
         }
         told.last_ms = Some(entry.written_ms);
-        take_apart(&entry, record.as_ref(), |happening| {
-            if selection.wants(&happening) {
-                told.happenings += 1;
-                tell(happening, &mut names, &mut form, &mut out);
+        for_each_view(&entry, record.as_ref(), |view| {
+            if selection.wants(&view) {
+                told.views += 1;
+                tell(view, &mut names, &mut form, &mut out);
             }
         });
         out.flush_if_full()?;
@@ -105,26 +105,26 @@ pub(crate) async fn play(
     Ok(told)
 }
 
-/// Reads what lies ready. Nothing is left ahead only at the tape's end.
+/// Reads what lies ready. Nothing is left ahead only at the window's end.
 async fn fill(
-    tape: &mut Tape,
+    window: &mut LogWindow,
     ahead: &mut VecDeque<Read>,
-    names: &mut Names,
-    form: &Form,
-    patience: Patience,
+    names: &mut DisplayNames,
+    form: &LineFormat,
+    patience: PrintMode,
 ) -> anyhow::Result<()> {
     while ahead.len() < AHEAD {
-        let mut next = std::pin::pin!(tape.next());
+        let mut next = std::pin::pin!(window.next());
         let entry = match patience {
-            Patience::Live if !ahead.is_empty() => match futures_util::poll!(next.as_mut()) {
+            PrintMode::Live if !ahead.is_empty() => match futures_util::poll!(next.as_mut()) {
                 Poll::Ready(entry) => entry?,
                 Poll::Pending => return Ok(()),
             },
-            Patience::Live | Patience::Whole => next.await?,
+            PrintMode::Live | PrintMode::Whole => next.await?,
         };
         let Some(entry) = entry else { return Ok(()) };
         let record = entry.record().ok();
-        if let (Form::Pretty(_), Some(record)) = (form, &record) {
+        if let (LineFormat::Pretty(_), Some(record)) = (form, &record) {
             names.learn(&entry, record);
         }
         ahead.push_back(Read { entry, record });
@@ -132,17 +132,17 @@ async fn fill(
     Ok(())
 }
 
-fn tell(mut happening: Happening<'_>, names: &mut Names, form: &mut Form, out: &mut Out) {
+fn tell(mut view: EventView<'_>, names: &mut DisplayNames, form: &mut LineFormat, out: &mut Out) {
     match form {
-        Form::Pretty(layout) => {
-            names.learn_of(&happening);
-            layout.write(&mut out.text, &happening, names);
+        LineFormat::Pretty(layout) => {
+            names.learn_of(&view);
+            layout.write(&mut out.text, &view, names);
         }
-        Form::Json => {
-            happening.at = moment::shown(happening.at_ms);
+        LineFormat::Json => {
+            view.at = timestamp::rfc3339(view.at_ms);
             // Plain data of our own: it encodes.
-            let line = serde_json::to_string(&happening).unwrap_or_default();
-            out.text.push_str(&harmless_json(line));
+            let line = serde_json::to_string(&view).unwrap_or_default();
+            out.text.push_str(&escape_json(line));
             out.text.push('\n');
         }
     }

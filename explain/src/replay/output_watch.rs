@@ -14,7 +14,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A token that is cancelled with `stop`, and when nobody reads standard output
 /// any more: whoever follows a silent room would learn that with its next event
 /// only. It is looked after for as long as the guard lives.
-pub(crate) fn while_read(stop: &CancellationToken) -> (CancellationToken, DropGuard) {
+pub(crate) fn cancel_when_unread(stop: &CancellationToken) -> (CancellationToken, DropGuard) {
     let over = stop.child_token();
     let guard = over.clone().drop_guard();
     let read = over.clone();
@@ -31,11 +31,11 @@ pub(crate) fn while_read(stop: &CancellationToken) -> (CancellationToken, DropGu
 }
 
 /// Whether the other end of standard output is closed: a pipe's or a socket's.
-/// A file has none (poll(2), `POLLERR` and `POLLHUP`, which need not be asked for).
+/// A file has none (poll(2), `POLLERR` and `POLLHUP`, which need not be options for).
 fn has_left() -> bool {
     let stdout = io::stdout();
-    let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+    let mut options = [PollFd::new(&stdout, PollFlags::empty())];
     let at_once = Timespec::default();
-    poll(&mut asked, Some(&at_once)).is_ok()
-        && asked[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
+    poll(&mut options, Some(&at_once)).is_ok()
+        && options[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }

@@ -9,16 +9,16 @@ use std::{collections::VecDeque, time::Duration};
 use anyhow::Context as _;
 use qiyu_nats::{
     Bus,
-    log::{From, LogEntry, LogReader},
+    log::{LogEntry, LogReader, ReadFrom},
 };
 use tokio::time::timeout;
 
 /// Where a window ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Until {
+pub(crate) enum WindowEnd {
     /// With what is in the log when the reading begins.
     Here,
-    /// With this sequence, if it gets there before [`Until::Here`].
+    /// With this sequence, if it gets there before [`WindowEnd::Here`].
     Seq(u64),
     /// With what was stored at this instant, ms since 1970; likewise.
     At(u64),
@@ -26,46 +26,46 @@ pub(crate) enum Until {
     Never,
 }
 
-/// How a tape is read.
+/// How a window is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Draught {
+pub(crate) enum ReadMode {
     /// As fast as it goes.
-    Flood,
+    Stream,
     /// A little, then nothing for as long as that lasts.
-    Sips,
+    Batched,
 }
 
 /// Entries read at once for somebody who takes their time.
-const SIP: usize = 1_000;
+const BATCH: usize = 1_000;
 /// Silence after which the reading is begun anew from where it stands.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Beginnings in a row that brought nothing.
 const ATTEMPTS_MAX: u32 = 5;
 
 /// A window, being read.
-pub(crate) enum Tape {
+pub(crate) enum LogWindow {
     /// Of the log.
-    Log(Box<LogTape>),
+    Log(Box<LogReading>),
     /// Out of a file.
-    Kept(std::vec::IntoIter<LogEntry>),
+    Capsule(std::vec::IntoIter<LogEntry>),
 }
 
-impl Tape {
+impl LogWindow {
     pub(crate) fn of_log(
         bus: Bus,
         filters: Vec<String>,
-        from: From,
-        until: Until,
-        draught: Draught,
+        from: ReadFrom,
+        until: WindowEnd,
+        read_mode: ReadMode,
     ) -> Self {
         let (reader, ready) = (None, VecDeque::new());
         let (attempts, done, read) = (0, false, 0);
-        Self::Log(Box::new(LogTape {
+        Self::Log(Box::new(LogReading {
             bus,
             filters,
             from,
             until,
-            draught,
+            read_mode,
             reader,
             ready,
             attempts,
@@ -78,23 +78,23 @@ impl Tape {
     /// future is dropped, except a beginning, which is made again.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<LogEntry>> {
         match self {
-            Self::Log(tape) => Box::pin(tape.next()).await,
-            Self::Kept(entries) => Ok(entries.next()),
+            Self::Log(window) => Box::pin(window.next()).await,
+            Self::Capsule(entries) => Ok(entries.next()),
         }
     }
 
     /// Entries read so far, wanted or not.
     pub(crate) fn read(&self) -> Option<u64> {
         match self {
-            Self::Log(tape) => Some(tape.read),
-            Self::Kept(_) => None,
+            Self::Log(window) => Some(window.read),
+            Self::Capsule(_) => None,
         }
     }
 
     /// Removes what the server keeps for this reading, rather than waiting until it does.
     pub(crate) async fn close(self) {
-        if let Self::Log(tape) = self
-            && let Some(reader) = tape.reader
+        if let Self::Log(window) = self
+            && let Some(reader) = window.reader
         {
             reader.close().await;
         }
@@ -102,13 +102,13 @@ impl Tape {
 }
 
 /// A window of the log.
-pub(crate) struct LogTape {
+pub(crate) struct LogReading {
     bus: Bus,
     filters: Vec<String>,
     /// Where the next beginning is made.
-    from: From,
-    until: Until,
-    draught: Draught,
+    from: ReadFrom,
+    until: WindowEnd,
+    read_mode: ReadMode,
     reader: Option<LogReader>,
     /// Read and not handed out yet.
     ready: VecDeque<LogEntry>,
@@ -117,7 +117,7 @@ pub(crate) struct LogTape {
     read: u64,
 }
 
-impl LogTape {
+impl LogReading {
     async fn next(&mut self) -> anyhow::Result<Option<LogEntry>> {
         loop {
             if let Some(entry) = self.ready.pop_front() {
@@ -141,8 +141,8 @@ impl LogTape {
         };
         if reader.pending_at_start() == 0 {
             // Whoever follows has caught up, and waits from here on.
-            self.draught = Draught::Flood;
-            if self.until != Until::Never {
+            self.read_mode = ReadMode::Stream;
+            if self.until != WindowEnd::Never {
                 self.done = true;
                 reader.close().await;
                 return Ok(());
@@ -154,16 +154,16 @@ impl LogTape {
 
     /// Takes the next entry from the open reader, or a sip of them.
     async fn draw(&mut self) -> anyhow::Result<()> {
-        let wanted = |draught| match draught {
-            Draught::Flood => 1,
-            Draught::Sips => SIP,
+        let wanted = |read_mode| match read_mode {
+            ReadMode::Stream => 1,
+            ReadMode::Batched => BATCH,
         };
-        while !self.done && self.ready.len() < wanted(self.draught) {
+        while !self.done && self.ready.len() < wanted(self.read_mode) {
             let Some(reader) = &mut self.reader else { return Ok(()) };
             let next = match self.until {
-                Until::Never => Ok(reader.next().await),
-                Until::Here | Until::Seq(_) | Until::At(_) => {
-                    timeout(PATIENCE, reader.next()).await
+                WindowEnd::Never => Ok(reader.next().await),
+                WindowEnd::Here | WindowEnd::Seq(_) | WindowEnd::At(_) => {
+                    timeout(TIMEOUT, reader.next()).await
                 }
             };
             match next {
@@ -173,7 +173,7 @@ impl LogTape {
                 Err(_) => return self.fail(anyhow::anyhow!("the log has fallen silent")).await,
             }
         }
-        if (self.done || self.draught == Draught::Sips)
+        if (self.done || self.read_mode == ReadMode::Batched)
             && let Some(reader) = self.reader.take()
         {
             reader.close().await;
@@ -184,18 +184,18 @@ impl LogTape {
     fn take(&mut self, entry: LogEntry) {
         self.attempts = 0;
         self.read += 1;
-        self.from = From::After(entry.seq);
+        self.from = ReadFrom::After(entry.seq);
         let beyond = match self.until {
-            Until::Here | Until::Never => false,
-            Until::Seq(seq) => seq < entry.seq,
-            Until::At(unix_ms) => unix_ms < entry.written_ms,
+            WindowEnd::Here | WindowEnd::Never => false,
+            WindowEnd::Seq(seq) => seq < entry.seq,
+            WindowEnd::At(unix_ms) => unix_ms < entry.written_ms,
         };
         let last = entry.pending == 0;
-        if last && self.until != Until::Never || beyond {
+        if last && self.until != WindowEnd::Never || beyond {
             self.done = true;
         }
         if last {
-            self.draught = Draught::Flood; // nothing lies ready any more
+            self.read_mode = ReadMode::Stream; // nothing lies ready any more
         }
         if !beyond {
             self.ready.push_back(entry);
