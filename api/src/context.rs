@@ -67,7 +67,7 @@ impl ApiContext {
                 Err(ApiError::new(refusal.code, refusal.message))
             }
             Err(error) => {
-                warn!(error = %chain(&error), "rooms do not answer");
+                warn!(error = %chain(&error), "command to living failed");
                 Err(ApiError::system())
             }
         }
@@ -86,7 +86,7 @@ impl ApiContext {
             avatar: identity.avatar.clone().unwrap_or(known.avatar),
         };
         if let Err(error) = self.profiles.store(identity.user, &profile).await {
-            warn!(user = %identity.user, error = %chain(&error), "profile not kept");
+            warn!(user = %identity.user, error = %chain(&error), "profile not stored");
         }
         profile
     }

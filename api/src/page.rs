@@ -70,8 +70,8 @@ fn serve(file: &PageFile, headers: &HeaderMap) -> Response {
     // The browser revalidates each time: a new version of the server must not meet an old page.
     let common: [(HeaderName, String); 2] =
         [(header::CACHE_CONTROL, "no-cache".into()), (header::ETAG, file.tag.clone())];
-    let asked = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    if asked.is_some_and(|tags| tags.contains(&file.tag)) {
+    let cached = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    if cached.is_some_and(|tags| tags.contains(&file.tag)) {
         return (StatusCode::NOT_MODIFIED, common).into_response();
     }
     (common, [(header::CONTENT_TYPE, file.kind)], file.text).into_response()

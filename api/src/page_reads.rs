@@ -55,7 +55,7 @@ pub(crate) async fn record_queued(
             ReadBatch { at_ms, pages: collect_batch(first, &mut pages, BATCH_INTERVAL).await };
         let key = format!("read:{:032x}", fresh_nonce());
         if let Err(error) = bus.record_reads(&batch, &key, RECORD_TIMEOUT).await {
-            warn!(pages = batch.pages.len(), error = %chain(&error), "what was read is not recorded");
+            warn!(pages = batch.pages.len(), error = %chain(&error), "pages that were read not recorded");
         }
     }
 }

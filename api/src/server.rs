@@ -7,15 +7,20 @@ mod call;
 mod error;
 mod ids;
 mod members;
+mod message_data;
 mod online;
 mod sanctions;
 mod send;
+mod send_request;
 mod ticket;
 
 use std::sync::Arc;
 
 use axum::{body::Bytes, extract::DefaultBodyLimit};
-use qiyu_nats::{chain, service::CommandService};
+use qiyu_nats::{
+    chain,
+    service::{CommandGroup, CommandService},
+};
 use tracing::warn;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -61,21 +66,22 @@ pub(crate) async fn register_endpoints(
     service: &CommandService,
     context: &Arc<ApiContext>,
 ) -> Result<(), RegisterError> {
-    register::<send::SendRequest>(service, context, "send").await?;
-    register::<send::SendBatchRequest>(service, context, "batchSend").await?;
-    register::<ticket::TicketRequest>(service, context, "token").await?;
-    register::<online::OnlineRequest>(service, context, "online").await?;
-    register::<members::RoomMembersRequest>(service, context, "members").await?;
-    register::<sanctions::KickRequest>(service, context, "kick").await?;
-    register::<sanctions::MuteRequest>(service, context, "mute").await?;
-    register::<sanctions::UnmuteRequest>(service, context, "unmute").await?;
-    register::<sanctions::BanRequest>(service, context, "ban").await?;
-    register::<sanctions::UnbanRequest>(service, context, "unban").await?;
-    register::<sanctions::ListSanctionsRequest>(service, context, "measures").await
+    let group = &service.group(GROUP);
+    register::<send_request::SendRequest>(group, context, "send").await?;
+    register::<send_request::SendBatchRequest>(group, context, "batchSend").await?;
+    register::<ticket::TicketRequest>(group, context, "token").await?;
+    register::<online::OnlineRequest>(group, context, "online").await?;
+    register::<members::RoomMembersRequest>(group, context, "members").await?;
+    register::<sanctions::KickRequest>(group, context, "kick").await?;
+    register::<sanctions::MuteRequest>(group, context, "mute").await?;
+    register::<sanctions::UnmuteRequest>(group, context, "unmute").await?;
+    register::<sanctions::BanRequest>(group, context, "ban").await?;
+    register::<sanctions::UnbanRequest>(group, context, "unban").await?;
+    register::<sanctions::ListSanctionsRequest>(group, context, "measures").await
 }
 
 async fn register<C: ServerCall>(
-    service: &CommandService,
+    group: &CommandGroup,
     context: &Arc<ApiContext>,
     verb: &'static str,
 ) -> Result<(), RegisterError> {
@@ -85,10 +91,10 @@ async fn register<C: ServerCall>(
         async move {
             let response = decode::<C>(&payload)?.handle(&context).await?;
             serde_json::to_vec(&response).map(Bytes::from).map_err(|error| {
-                warn!(verb, error = %chain(&error), "answer not encoded");
+                warn!(verb, error = %chain(&error), "response not encoded");
                 ServerError::system().into()
             })
         }
     };
-    service.call(GROUP, verb, handler).await
+    group.raw_endpoint(verb, handler).await
 }

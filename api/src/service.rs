@@ -63,8 +63,7 @@ pub enum StartError {
     Profiles(#[source] ProfileError),
     #[error("follow the gateways")]
     Gateways(#[source] BucketError),
-    /// The NATS endpoints for integrators could not be registered.
-    #[error("answer calls of integrators")]
+    #[error("register the calls of integrators")]
     Calls(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 

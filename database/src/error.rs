@@ -34,6 +34,6 @@ pub enum StatementError {
     #[error("{action} in {tables}: no answer")]
     TimedOut { action: &'static str, tables: &'static str },
     /// The statement was not tried, because the database could not be reached a moment ago.
-    #[error("{action} in {tables}: the database is away")]
+    #[error("{action} in {tables}: the database was unavailable a moment ago")]
     Unavailable { action: &'static str, tables: &'static str },
 }

@@ -25,7 +25,7 @@ use sqlx::{AnyPool, Connection as _, any::AnyPoolOptions};
 pub use breaker::CircuitBreaker;
 pub use error::{OpenError, StatementError};
 pub use migrate::Schema;
-pub use url::redacted;
+pub use url::redact_url;
 
 use connect::{first_connection, prepare};
 
@@ -67,7 +67,7 @@ impl Database {
         connect_timeout: Duration,
     ) -> Result<Self, OpenError> {
         sqlx::any::install_default_drivers();
-        let shown = redacted(url);
+        let shown = redact_url(url);
         if let Some(directory) = url::sqlite_directory(url) {
             std::fs::create_dir_all(directory)
                 .map_err(|source| OpenError::Directory { url: shown.clone(), source })?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Returns the URL without user and password, for logs and errors.
-pub fn redacted(url: &str) -> String {
+pub fn redact_url(url: &str) -> String {
     match (url.find("://"), url.rfind('@')) {
         (Some(scheme), Some(at)) => format!("{}{}", &url[..scheme + 3], &url[at + 1..]),
         (None, Some(at)) => url[at + 1..].to_owned(),
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_redacted_url_holds_no_password() {
-        assert_eq!(redacted("mysql://u:p@h/x?socket=/s"), "mysql://h/x?socket=/s");
-        assert_eq!(redacted("sqlite://x.db"), "sqlite://x.db");
+        assert_eq!(redact_url("mysql://u:p@h/x?socket=/s"), "mysql://h/x?socket=/s");
+        assert_eq!(redact_url("sqlite://x.db"), "sqlite://x.db");
     }
 }

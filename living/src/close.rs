@@ -37,7 +37,7 @@ const GATEWAY_TIMEOUT: Duration = Duration::from_millis(300);
 pub(crate) enum CloseError {
     /// The room belongs to another anchor, is unknown, or is closed already. The reply does not
     /// tell which.
-    #[error("room {room} is not the asker's to close")]
+    #[error("room {room} cannot be closed by the caller")]
     NotClosable { room: RoomId },
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -103,7 +103,7 @@ async fn end(
     let key = format!("closed:{app}.{room}:{:032x}", fresh_nonce());
     let stored = inner.bus.append(subject, &record, &key, AppendCondition::First, APPEND_TIMEOUT);
     let closed = match stored.await {
-        Ok(appended) => appended.msg_id,
+        Ok(msg_id) => msg_id,
         Err(AppendError::Taken { .. }) => return Err(CloseError::NotClosable { room }),
         Err(source) => return Err(CloseError::Append { room, source }),
     };
@@ -111,7 +111,7 @@ async fn end(
     let closing = RoomClosing { app, room, closed, closed_at_ms, peak, good_num };
     if let Err(error) = project::apply_closing(inner, closing).await {
         // The room is closed all the same, and the projector completes the work.
-        warn!(%room, error = %chain(&error), "closing not projected at once");
+        warn!(%room, error = %chain(&error), "closing not applied at once");
     }
     notify_gateways(inner, EndRoom { app, room, msg_id: closed }).await;
     inner.metrics.closed.inc();
@@ -126,7 +126,7 @@ async fn notify_gateways(inner: &LivingInner, end: EndRoom) {
         async move {
             let group = subject::gateway_commands(&gateway.incarnation);
             if let Err(error) = inner.bus.request_with_timeout(&group, end, GATEWAY_TIMEOUT).await {
-                warn!(gateway = %gateway.incarnation, room = %end.room, error = %chain(&error), "gateway not told");
+                warn!(gateway = %gateway.incarnation, room = %end.room, error = %chain(&error), "gateway not notified");
             }
         }
     });

@@ -86,8 +86,8 @@ pub(crate) async fn open(inner: &LivingInner, request: OpenRoom) -> Result<RoomI
     let started = Instant::now();
     let mut watched = None;
     while started.elapsed() < COMMAND_TIMEOUT {
-        let slot = inner.anchors.read(&key).await.map_err(claim_failed)?;
-        let claim = slot.value.as_deref().and_then(|value| codec::decode::<Claim>(value).ok());
+        let kv_entry = inner.anchors.read(&key).await.map_err(claim_failed)?;
+        let claim = kv_entry.value.as_deref().and_then(|value| codec::decode::<Claim>(value).ok());
         if let Some(claim) = claim {
             match inner.statuses.status(request.app, claim.room).await? {
                 RoomStatus::Open(room) => {
@@ -96,7 +96,7 @@ pub(crate) async fn open(inner: &LivingInner, request: OpenRoom) -> Result<RoomI
                     return Ok(room.room);
                 }
                 RoomStatus::Closed => {} // the closing process has not released the claim yet
-                RoomStatus::Unknown if !is_void(&claim, slot.revision, &mut watched) => {
+                RoomStatus::Unknown if !is_void(&claim, kv_entry.revision, &mut watched) => {
                     tokio::time::sleep(CLAIM_POLL_INTERVAL).await;
                     continue;
                 }
@@ -106,7 +106,7 @@ pub(crate) async fn open(inner: &LivingInner, request: OpenRoom) -> Result<RoomI
                 }
             }
         }
-        if let Some(room) = claim_and_open(inner, &request, &key, slot.revision).await? {
+        if let Some(room) = claim_and_open(inner, &request, &key, kv_entry.revision).await? {
             inner.metrics.opened.inc();
             info!(app = %request.app, room = %room, anchor = %request.anchor, "room opened");
             return Ok(room);
@@ -148,7 +148,7 @@ async fn claim_and_open(
     let dedup = format!("opened:{}.{id}", request.app);
     let stored = inner.bus.append(subject, &record, &dedup, AppendCondition::First, APPEND_TIMEOUT);
     let opened = match stored.await {
-        Ok(appended) => appended.msg_id,
+        Ok(msg_id) => msg_id,
         Err(AppendError::Taken { .. }) => {
             // Ids start over only when their stream was lost and the log was kept.
             error!(room = %id, "a fresh room id has been used before");

@@ -36,7 +36,7 @@ pub(crate) enum ProjectError {
     Bucket { room: RoomId, source: BucketError },
     #[error("write the rows of room {room}")]
     Store { room: RoomId, source: StoreError },
-    #[error("sanctions against user {user}")]
+    #[error("apply a sanction against user {user}")]
     Sanction { user: UserId, source: SanctionEntryError },
     #[error("encode room {room}")]
     Encode { room: RoomId, source: EncodeError },
@@ -91,9 +91,9 @@ pub(crate) async fn apply_opening(inner: &LivingInner, room: &Room) -> Result<()
     let claim = Claim { room: room.room, at_ms: room.opened_at_ms };
     let claim = codec::encode(&claim).map_err(encode)?;
     let key = claim_key(room.app, room.anchor);
-    let slot = inner.anchors.read(&key).await.map_err(bucket)?;
-    if slot.value.is_none() {
-        match inner.anchors.set_if(&key, slot.revision, claim, None).await {
+    let kv_entry = inner.anchors.read(&key).await.map_err(bucket)?;
+    if kv_entry.value.is_none() {
+        match inner.anchors.set_if(&key, kv_entry.revision, claim, None).await {
             Ok(_) | Err(BucketError::Conflict { .. }) => {}
             Err(error) => return Err(bucket(error)),
         }
@@ -147,13 +147,13 @@ async fn remove_entry(
     let key = room::key(app, room);
     let failed = |source| ProjectError::Bucket { room, source };
     loop {
-        let slot = inner.entries.read(&key).await.map_err(failed)?;
-        if slot.value.is_none() && slot.revision != 0 {
+        let kv_entry = inner.entries.read(&key).await.map_err(failed)?;
+        if kv_entry.value.is_none() && kv_entry.revision != 0 {
             return Ok(None); // the marker of an earlier attempt
         }
-        match inner.entries.remove_if(&key, slot.revision).await {
+        match inner.entries.remove_if(&key, kv_entry.revision).await {
             Ok(()) => {
-                let entry = slot.value.and_then(|v| codec::decode::<RoomEntry>(&v).ok());
+                let entry = kv_entry.value.and_then(|v| codec::decode::<RoomEntry>(&v).ok());
                 return Ok(entry.map(|entry| entry.anchor));
             }
             // Each loss is one write by another process, and a room has two writes in its life.
@@ -172,12 +172,12 @@ async fn release_claim(
 ) -> Result<(), ProjectError> {
     let key = claim_key(app, anchor);
     let failed = |source| ProjectError::Bucket { room, source };
-    let slot = inner.anchors.read(&key).await.map_err(failed)?;
-    let claim = slot.value.and_then(|value| codec::decode::<Claim>(&value).ok());
+    let kv_entry = inner.anchors.read(&key).await.map_err(failed)?;
+    let claim = kv_entry.value.and_then(|value| codec::decode::<Claim>(&value).ok());
     if claim.is_none_or(|claim| claim.room != room) {
         return Ok(());
     }
-    match inner.anchors.remove_if(&key, slot.revision).await {
+    match inner.anchors.remove_if(&key, kv_entry.revision).await {
         Ok(()) | Err(BucketError::Conflict { .. }) => Ok(()),
         Err(error) => Err(failed(error)),
     }
@@ -195,7 +195,7 @@ async fn archive(
     }
     // There is neither row nor record: the room closed before its row was written.
     let Some(opened) = inner.statuses.opening(app, room).await? else {
-        warn!(%room, "a room closed of which the log tells no opening");
+        warn!(%room, "the log holds no opening of a closed room");
         return Ok(None);
     };
     inner.store.insert(&opened).await.map_err(failed)?;

@@ -53,7 +53,7 @@ enum ProjectorError {
     Open(#[source] ReadError),
     #[error("read the log of rooms")]
     Read(#[source] ReadError),
-    #[error("keep the position in the log of rooms")]
+    #[error("store the position in the log of rooms")]
     Position(#[source] StoreError),
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn run(
         loop {
             let Err(error) = apply_all(&inner, &health).await;
             health.record_failure();
-            warn!(error = %chain(&error), "replay of rooms broke off");
+            warn!(error = %chain(&error), "projector stopped, starting again");
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     };
@@ -104,7 +104,7 @@ async fn open(inner: &LivingInner) -> Result<LogReader, ProjectorError> {
             first, "the log no longer holds the next events; rooms may show that ended"
         );
     }
-    info!(after = position, "replaying rooms");
+    info!(after = position, "projector started");
     let kinds = [RoomKind::Opened, RoomKind::Closed, RoomKind::Sanctions];
     let mut filters = kinds.map(subject::any_room).to_vec();
     filters.push(subject::any_user_sanctions());

@@ -31,7 +31,7 @@ use crate::{
 pub enum RebuildError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("understand the URL of Redis")]
+    #[error("parse the URL of Redis")]
     Redis(#[from] CacheError),
     #[error("read the log of rooms")]
     Log(#[from] ReadError),
@@ -115,7 +115,7 @@ impl Rebuilder<'_> {
                 Ok(record) => record,
                 Err(error) => {
                     let error = chain(&error);
-                    warn!(seq = entry.seq, error, "event of a room unreadable, passed over");
+                    warn!(seq = entry.seq, error, "event of a room unreadable, skipped");
                     continue;
                 }
             };

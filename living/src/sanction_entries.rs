@@ -18,7 +18,7 @@ const ATTEMPTS_MAX: u32 = 20;
 /// The bucket could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SanctionEntryError {
-    #[error("keep sanctions in the bucket")]
+    #[error("store sanctions in the bucket")]
     Bucket(#[from] BucketError),
     #[error("encode sanctions")]
     Encode(#[from] EncodeError),
@@ -45,8 +45,8 @@ pub(crate) async fn apply(
     let key = sanction::key(change.app, change.room, change.user);
     let mut attempt = 0;
     loop {
-        let slot = inner.sanctions.read(&key).await?;
-        let mut entry = decode(slot.value.as_deref());
+        let kv_entry = inner.sanctions.read(&key).await?;
+        let mut entry = decode(kv_entry.value.as_deref());
         let is_new = match &change.taken {
             Some(taken) => entry.impose(change.sanction, taken.clone()),
             None => entry.lift(change.sanction, change.msg_id),
@@ -60,7 +60,7 @@ pub(crate) async fn apply(
             .ends_ms()
             .map(|ends| Duration::from_millis(ends.saturating_sub(now_ms())).max(inner.retain));
         let value = codec::encode(&entry)?;
-        match inner.sanctions.set_if(&key, slot.revision, value, ttl).await {
+        match inner.sanctions.set_if(&key, kv_entry.revision, value, ttl).await {
             Ok(_) => return Ok(()),
             Err(BucketError::Conflict { .. }) if attempt < ATTEMPTS_MAX => attempt += 1,
             Err(error) => return Err(error.into()),
@@ -74,8 +74,8 @@ pub(crate) async fn remove_room(inner: &LivingInner, app: AppId, room: RoomId) {
     let is_in_room =
         |key: &str| sanction::parse_key(key).is_some_and(|(a, r, _)| a == app && r == Some(room));
     let entries = inner.sanctions_mirror.all();
-    for (key, slot) in entries.into_iter().filter(|(key, _)| is_in_room(key)) {
-        if let Err(error) = inner.sanctions.remove_if(&key, slot.revision).await {
+    for (key, kv_entry) in entries.into_iter().filter(|(key, _)| is_in_room(key)) {
+        if let Err(error) = inner.sanctions.remove_if(&key, kv_entry.revision).await {
             warn!(%room, key, error = %chain(&error), "sanction not removed with its room");
         }
     }

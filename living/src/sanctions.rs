@@ -106,9 +106,9 @@ pub(crate) async fn lift(
         return Err(SanctionError::BadRequest(texts::NOT_LIFTABLE));
     }
     check_allowed(inner, app, room, by).await?;
-    let slot =
+    let kv_entry =
         inner.sanctions.read(&sanction::key(app, room, user)).await.map_err(bucket_failed)?;
-    let entry = sanction_entries::decode(slot.value.as_deref());
+    let entry = sanction_entries::decode(kv_entry.value.as_deref());
     let in_force = match sanction {
         SanctionKind::Mute => entry.is_muted(now_ms()),
         _ => entry.is_banned(now_ms()),
@@ -132,7 +132,7 @@ pub(crate) async fn list(
 ) -> Result<SanctionPage, SanctionError> {
     let ListSanctions { app, room, user, by, after, limit } = request;
     check_allowed(inner, app, room, by).await?;
-    let slots = inner.sanctions.list().await.map_err(bucket_failed)?;
+    let kv_entries = inner.sanctions.list().await.map_err(bucket_failed)?;
     let wanted = |key: &str| {
         let (key_app, key_room, key_user) = sanction::parse_key(key)?;
         let matches = key_app == app
@@ -142,10 +142,10 @@ pub(crate) async fn list(
         matches.then_some(key_user)
     };
     let now_ms = now_ms();
-    let mut found: Vec<(UserId, SanctionEntry)> = slots
+    let mut found: Vec<(UserId, SanctionEntry)> = kv_entries
         .into_iter()
-        .filter_map(|(key, slot)| {
-            Some((wanted(&key)?, sanction_entries::decode(slot.value.as_deref())))
+        .filter_map(|(key, kv_entry)| {
+            Some((wanted(&key)?, sanction_entries::decode(kv_entry.value.as_deref())))
         })
         .filter(|(_, entry)| entry.is_muted(now_ms) || entry.is_banned(now_ms))
         .collect();
@@ -208,7 +208,7 @@ async fn append(
     let stored =
         inner.bus.append(subject, &record, &key, AppendCondition::Any, APPEND_TIMEOUT).await;
     let stored = stored.map_err(|source| SanctionError::Append { user, source })?;
-    Ok((stored.msg_id, record.at_ms))
+    Ok((stored, record.at_ms))
 }
 
 fn bucket_failed(source: BucketError) -> SanctionError {

@@ -3,19 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
-use qiyu_nats::{
-    Bus,
-    bucket::BucketError,
-    chain,
-    service::{CommandRefusal, CommandService},
-    stream::BucketName,
-};
+use qiyu_nats::{Bus, bucket::BucketError, chain, service::CommandRefusal, stream::BucketName};
 use qiyu_presence::Gateways;
 use qiyu_schema::{
     AppId, Secret,
     command::{
-        CloseAbandoned, CloseRoom, Command, FindRoom, ImposeSanction, LIVING_GROUP, LiftSanction,
-        ListRooms, ListSanctions, OpenRoom,
+        CloseAbandoned, CloseRoom, FindRoom, ImposeSanction, LIVING_GROUP, LiftSanction, ListRooms,
+        ListSanctions, OpenRoom,
     },
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -55,11 +49,11 @@ pub enum StartError {
     #[error("open the tables of rooms")]
     Store(#[source] StoreError),
     /// The URL of Redis is malformed. An unreachable Redis does not prevent the start.
-    #[error("understand the URL of Redis")]
+    #[error("parse the URL of Redis")]
     Redis(#[source] CacheError),
     #[error("follow {bucket}")]
     Follow { bucket: &'static str, source: BucketError },
-    #[error("answer commands about rooms: {reason}")]
+    #[error("register the commands about rooms: {reason}")]
     Register {
         /// The text of the NATS client's error.
         reason: String,
@@ -163,61 +157,52 @@ async fn register_commands(
     stop: CancellationToken,
 ) -> Result<(), RegisterError> {
     let service = bus.command_service("qiyu-living", "Live rooms", tasks, stop).await?;
-    register(&service, inner, |inner, request: OpenRoom| async move {
-        let opened = open::open(&inner, request).await;
-        opened.map_err(|error| logged(&error, error.refusal()))
-    })
-    .await?;
-    register(&service, inner, |inner, request: CloseRoom| async move {
-        let closed = close::close(&inner, request).await;
-        closed.map_err(|error| logged(&error, error.refusal()))
-    })
-    .await?;
-    register(&service, inner, |inner, request: CloseAbandoned| async move {
-        let closed = close::close_abandoned(&inner, request).await;
-        closed.map_err(|error| logged(&error, error.refusal()))
-    })
-    .await?;
-    register(&service, inner, |inner, request: FindRoom| async move {
-        find::find(&inner, request).await
-    })
-    .await?;
-    register(
-        &service,
-        inner,
-        |inner, request: ListRooms| async move { list::list(&inner, &request) },
-    )
-    .await?;
-    register(&service, inner, |inner, request: ImposeSanction| async move {
-        let imposed = sanctions::impose(&inner, request).await;
-        imposed.map_err(|error| logged(&error, error.refusal()))
-    })
-    .await?;
-    register(&service, inner, |inner, request: LiftSanction| async move {
-        let lifted = sanctions::lift(&inner, request).await;
-        lifted.map_err(|error| logged(&error, error.refusal()))
-    })
-    .await?;
-    register(&service, inner, |inner, request: ListSanctions| async move {
-        let listed = sanctions::list(&inner, request).await;
-        listed.map_err(|error| logged(&error, error.refusal()))
-    })
-    .await
-}
-
-/// Registers the handler of one kind of command.
-async fn register<C, F, Fut>(
-    service: &CommandService,
-    inner: &Arc<LivingInner>,
-    handle: F,
-) -> Result<(), RegisterError>
-where
-    C: Command,
-    F: Fn(Arc<LivingInner>, C) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<C::Reply, CommandRefusal>> + Send + 'static,
-{
-    let inner = Arc::clone(inner);
-    service.endpoint(LIVING_GROUP, move |request: C| handle(Arc::clone(&inner), request)).await
+    let commands = service.group(LIVING_GROUP);
+    commands
+        .endpoint(inner, |inner, request: OpenRoom| async move {
+            let opened = open::open(&inner, request).await;
+            opened.map_err(|error| logged(&error, error.refusal()))
+        })
+        .await?;
+    commands
+        .endpoint(inner, |inner, request: CloseRoom| async move {
+            let closed = close::close(&inner, request).await;
+            closed.map_err(|error| logged(&error, error.refusal()))
+        })
+        .await?;
+    commands
+        .endpoint(inner, |inner, request: CloseAbandoned| async move {
+            let closed = close::close_abandoned(&inner, request).await;
+            closed.map_err(|error| logged(&error, error.refusal()))
+        })
+        .await?;
+    commands
+        .endpoint(
+            inner,
+            |inner, request: FindRoom| async move { find::find(&inner, request).await },
+        )
+        .await?;
+    commands
+        .endpoint(inner, |inner, request: ListRooms| async move { list::list(&inner, &request) })
+        .await?;
+    commands
+        .endpoint(inner, |inner, request: ImposeSanction| async move {
+            let imposed = sanctions::impose(&inner, request).await;
+            imposed.map_err(|error| logged(&error, error.refusal()))
+        })
+        .await?;
+    commands
+        .endpoint(inner, |inner, request: LiftSanction| async move {
+            let lifted = sanctions::lift(&inner, request).await;
+            lifted.map_err(|error| logged(&error, error.refusal()))
+        })
+        .await?;
+    commands
+        .endpoint(inner, |inner, request: ListSanctions| async move {
+            let listed = sanctions::list(&inner, request).await;
+            listed.map_err(|error| logged(&error, error.refusal()))
+        })
+        .await
 }
 
 /// Logs a failed command, and returns its refusal. A failure of this side is a warning.

@@ -27,7 +27,7 @@ pub(crate) enum RoomStatus {
 /// The log or the bucket `rooms` did not answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StatusError {
-    #[error("ask the log about room {room}")]
+    #[error("read the events of room {room}")]
     Log { room: RoomId, source: ReadError },
     #[error("read the bucket entry of room {room}")]
     Bucket { room: RoomId, source: BucketError },
@@ -50,9 +50,9 @@ impl RoomStatusReader {
         if self.closing(app, room).await?.is_some() {
             return Ok(RoomStatus::Closed);
         }
-        let slot = self.entries.read(&room::key(app, room)).await;
-        let slot = slot.map_err(|source| StatusError::Bucket { room, source })?;
-        match slot {
+        let kv_entry = self.entries.read(&room::key(app, room)).await;
+        let kv_entry = kv_entry.map_err(|source| StatusError::Bucket { room, source })?;
+        match kv_entry {
             KvEntry { value: Some(value), .. } => {
                 if let Ok(entry) = codec::decode::<RoomEntry>(&value) {
                     return Ok(RoomStatus::Open(Room::from_entry(app, room, entry)));
@@ -94,9 +94,9 @@ impl RoomStatusReader {
 
     /// Lists every room in the bucket `rooms`.
     pub(crate) async fn bucket_rooms(&self) -> Result<Vec<Room>, BucketError> {
-        let decoded = |(key, slot): (String, KvEntry)| {
+        let decoded = |(key, kv_entry): (String, KvEntry)| {
             let (app, room) = room::parse_key(&key)?;
-            let entry = codec::decode::<RoomEntry>(&slot.value?).ok()?;
+            let entry = codec::decode::<RoomEntry>(&kv_entry.value?).ok()?;
             Some(Room::from_entry(app, room, entry))
         };
         Ok(self.entries.list().await?.into_iter().filter_map(decoded).collect())

@@ -1,7 +1,7 @@
 //! Reads the tables about rooms as they are, to compare them with the log. Creates, migrates and
 //! writes nothing.
 
-use qiyu_database::{OpenError, StatementError, redacted};
+use qiyu_database::{OpenError, StatementError, redact_url};
 use qiyu_schema::{AppId, MsgId, RoomId, UserId};
 use sqlx::{AnyPool, any::AnyPoolOptions, any::AnyRow};
 
@@ -86,7 +86,7 @@ pub async fn read_tables(url: &str) -> Result<RoomTables, StoreError> {
         .max_connections(1)
         .connect(&url.replace("mode=rwc", "mode=ro")) // a reader creates no file
         .await
-        .map_err(|source| OpenError::Connect { url: redacted(url), source })?;
+        .map_err(|source| OpenError::Connect { url: redact_url(url), source })?;
     let tables = read(&pool).await;
     pool.close().await;
     tables
@@ -94,7 +94,7 @@ pub async fn read_tables(url: &str) -> Result<RoomTables, StoreError> {
 
 async fn read(pool: &AnyPool) -> Result<RoomTables, StoreError> {
     let failed =
-        |source| StatementError::Failed { action: "read everything", tables: TABLES, source };
+        |source| StatementError::Failed { action: "read all rows", tables: TABLES, source };
     let open = sqlx::query(
         "SELECT id, app_id, anchor_id, type, room_name, covert_img, log_pos FROM t_living_room",
     );

@@ -328,8 +328,11 @@ async fn sanctions_in_the_bucket_follow_the_log() {
     append(lifted, "3").await;
     let entry = async || {
         let key = sanction::key(app(), None, loud);
-        let slot = stack.bus.bucket(BucketName::Sanctions).read(&key).await.unwrap();
-        slot.value.map(|value| codec::decode::<SanctionEntry>(&value).unwrap()).unwrap_or_default()
+        let kv_entry = stack.bus.bucket(BucketName::Sanctions).read(&key).await.unwrap();
+        kv_entry
+            .value
+            .map(|value| codec::decode::<SanctionEntry>(&value).unwrap())
+            .unwrap_or_default()
     };
     let (living, stop) = stack.starts_living().await;
     eventually("all events are applied", async || {

@@ -95,11 +95,12 @@ async fn ever_opened(context: &ApiContext, room: RoomId) -> Result<bool, ApiErro
         }
     }
     let rooms = context.bus.bucket(BucketName::Rooms);
-    let slot = rooms.read(&room::key(context.app, room)).await.map_err(|error: BucketError| {
-        warn!(error = %chain(&error), "rooms not read");
-        ApiError::system()
-    })?;
-    Ok(slot.value.is_some())
+    let kv_entry =
+        rooms.read(&room::key(context.app, room)).await.map_err(|error: BucketError| {
+            warn!(error = %chain(&error), "rooms not read");
+            ApiError::system()
+        })?;
+    Ok(kv_entry.value.is_some())
 }
 
 fn unknown_room() -> ApiError {

@@ -68,7 +68,7 @@ pub(crate) async fn login(
         avatar: requested.avatar.unwrap_or(profile.avatar),
     };
     context.profiles.store(user, &profile).await.map_err(|error| {
-        warn!(%user, error = %chain(&error), "login not kept");
+        warn!(%user, error = %chain(&error), "profile of a login not stored");
         ApiError::system()
     })?;
     let identity = Identity {

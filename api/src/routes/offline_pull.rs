@@ -41,7 +41,7 @@ pub(crate) async fn offline_pull(
         .request_owner(partition, &ListPendingMessages { app, user, after, limit })
         .await;
     let waiting = waiting.map_err(|error| {
-        warn!(%user, error = %chain(&error), "waiting messages not read");
+        warn!(%user, error = %chain(&error), "pending messages not read");
         ApiError::system()
     })?;
     if let (Some(first), Some(last)) = (waiting.messages.first(), waiting.messages.last()) {

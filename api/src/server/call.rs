@@ -47,7 +47,7 @@ pub(super) async fn command_living<C: Command>(
         Ok(reply) => Ok(reply),
         Err(CommandError::Refused(refusal)) => Err(ServerError::from_refusal(refusal)),
         Err(error) => {
-            warn!(error = %chain(&error), "rooms do not answer");
+            warn!(error = %chain(&error), "command to living failed");
             Err(ServerError::system())
         }
     }

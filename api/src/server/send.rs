@@ -11,141 +11,33 @@ use qiyu_nats::{
     stream::BucketName,
 };
 use qiyu_schema::{
-    AppId, ClientMsgId, MsgId, Namespace, Partition, RoomId, UserId,
+    AppId, ClientMsgId, MsgId, Namespace, Partition, RoomId,
     command::{FindDuplicate, fold_group},
     event::{Event, Record, Sender},
-    id::InvalidId,
     room::key as room_key,
     subject::{self, RoomKind},
     ticket::fresh_nonce,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 use tracing::warn;
-use utoipa::ToSchema;
 
 use super::{
     call::{Authorized, ServerCall},
     error::{ServerError, ServerErrorBody},
-    ids::maybe_id,
+    message_data::{Destination, build_data},
+    send_request::{
+        BATCH_MAX, SendBatchRequest, SendBatchResponse, SendRequest, SendResult, SentMessage,
+    },
 };
-use crate::{context::ApiContext, messages::CHAT, profile::Profile, texts};
+use crate::{context::ApiContext, messages::CHAT, texts};
 
-/// Messages in one batch.
-const BATCH_MAX: usize = 100;
-/// Bytes of data: the limit of a client's frame.
-const DATA_BYTES_MAX: usize = 128 * 1024;
 /// How long a call may try to store. The HTTP server gives it twenty seconds.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the owner of a partition may take to find a duplicate.
 const DUPLICATE_QUERY_TIMEOUT: Duration = Duration::from_millis(200);
 /// The business codes of the system's own messages, which clients trust.
 const RESERVED_BIZ_CODES: std::ops::RangeInclusive<i32> = 5600..=5699;
-
-/// One message to a room or to a user.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schema(as = Send)]
-pub(crate) struct SendRequest {
-    /// Absent: the first of QIYU_APPS.
-    #[serde(default, deserialize_with = "maybe_id")]
-    #[schema(value_type = Option<u32>)]
-    app_id: Option<AppId>,
-    /// To everybody in this room. Either this or userId.
-    #[serde(default, deserialize_with = "maybe_id")]
-    #[schema(value_type = Option<u64>)]
-    room_id: Option<RoomId>,
-    /// To this user, wherever they are; it waits if they are nowhere.
-    #[serde(default, deserialize_with = "maybe_id")]
-    #[schema(value_type = Option<u64>)]
-    user_id: Option<UserId>,
-    /// 5555, a chat message, if absent. 5600 to 5699 are the system's own.
-    #[serde(default)]
-    biz_code: Option<i32>,
-    /// What recipients get as `data`: a string as it is, anything else as JSON text.
-    #[serde(default)]
-    #[schema(value_type = Option<Object>)]
-    data: Option<Value>,
-    /// Instead of data: the text of a chat message.
-    #[serde(default)]
-    content: Option<String>,
-    /// In whose name. They do not hear it in a room. Absent: the system's.
-    #[serde(default, deserialize_with = "maybe_id")]
-    #[schema(value_type = Option<u64>)]
-    from: Option<UserId>,
-    /// Shown with content. Absent: as `from` is known.
-    #[serde(default)]
-    sender_name: Option<String>,
-    /// Shown with content. Absent: as `from` is known.
-    #[serde(default)]
-    sender_avatar: Option<String>,
-    /// 1 to 64 of A-Z a-z 0-9 _ -: the same key stores nothing new within 24 h
-    /// and is answered with the first msgId. Keys of different apps are different.
-    #[serde(default, alias = "clientMsgId")]
-    #[schema(value_type = Option<String>)]
-    idempotency_key: Option<ClientMsgId>,
-}
-
-/// The message is stored.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = Sent, description = "It is stored.")]
-pub(crate) struct SentMessage {
-    /// Its place in the log.
-    msg_id: String,
-}
-
-/// Up to 100 messages, stored in this order.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schema(as = SendBatch)]
-pub(crate) struct SendBatchRequest {
-    /// Read one by one: what is wrong with one is no matter of the others.
-    #[schema(value_type = Vec<SendRequest>)]
-    messages: Vec<Value>,
-    /// Gives every message without a key of its own the key `<this>-<index>`; at
-    /// most 61 characters.
-    #[serde(default)]
-    #[schema(value_type = Option<String>)]
-    idempotency_key: Option<BatchKey>,
-}
-
-/// The prefix of the keys of a batch.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub(crate) struct BatchKey(String);
-
-impl TryFrom<String> for BatchKey {
-    type Error = InvalidId;
-
-    fn try_from(key: String) -> Result<Self, InvalidId> {
-        // The key of the last message is the longest, so no message has an invalid key later.
-        let longest = format!("{key}-{}", BATCH_MAX - 1);
-        longest.parse::<ClientMsgId>().map(|_| Self(key))
-    }
-}
-
-impl BatchKey {
-    fn for_message(&self, index: usize) -> Option<ClientMsgId> {
-        format!("{}-{index}", self.0).parse().ok()
-    }
-}
-
-/// The result of each message, in the order of the messages.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = SentBatch, description = "What became of each, in the order of the messages.")]
-pub(crate) struct SendBatchResponse {
-    results: Vec<SendResult>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(untagged)]
-#[schema(as = Outcome)]
-pub(crate) enum SendResult {
-    Sent(SentMessage),
-    Failed(ServerErrorBody),
-}
 
 /// Sends one message.
 #[utoipa::path(post, path = "/server/send", tag = "server", security(("apiKey" = [])), request_body = SendRequest, responses(
@@ -224,13 +116,7 @@ fn not_stored() -> ServerError {
     ServerError::new(StatusCode::SERVICE_UNAVAILABLE, texts::server::NOT_STORED)
 }
 
-/// The destination of a message.
-#[derive(Clone, Copy)]
-enum Destination {
-    Room(RoomId),
-    User(UserId),
-}
-
+/// Checks a message, and stores it unless it is a duplicate.
 async fn handle_send(
     context: &ApiContext,
     message: SendRequest,
@@ -246,10 +132,7 @@ async fn handle_send(
         (None, Some(user)) => Destination::User(user),
         _ => return Err(ServerError::bad_request(texts::server::ROOM_AND_USER)),
     };
-    let partition = match destination {
-        Destination::Room(room) => Partition::of_room(app, room),
-        Destination::User(user) => Partition::of_user(app, user),
-    };
+    let partition = destination.partition(app);
     if let Destination::Room(room) = destination
         && !is_open(context, app, room).await?
     {
@@ -283,7 +166,7 @@ async fn handle_send(
     let time_left = deadline.saturating_duration_since(Instant::now());
     let record = Record::at(now_ms(), event);
     match context.bus.append(subject, &record, &key, AppendCondition::Any, time_left).await {
-        Ok(appended) => Ok(SentMessage { msg_id: appended.msg_id.to_string() }),
+        Ok(msg_id) => Ok(SentMessage { msg_id: msg_id.to_string() }),
         Err(error) => {
             warn!(%app, error = %chain(&error), "a server's message is not stored");
             Err(match error {
@@ -297,9 +180,9 @@ async fn handle_send(
 }
 
 async fn is_open(context: &ApiContext, app: AppId, room: RoomId) -> Result<bool, ServerError> {
-    let slot = context.bus.bucket(BucketName::Rooms).read(&room_key(app, room)).await;
-    match slot {
-        Ok(slot) => Ok(slot.value.is_some()),
+    let kv_entry = context.bus.bucket(BucketName::Rooms).read(&room_key(app, room)).await;
+    match kv_entry {
+        Ok(kv_entry) => Ok(kv_entry.value.is_some()),
         Err(error) => {
             warn!(%room, error = %chain(&error), "rooms not read");
             Err(ServerError::new(StatusCode::SERVICE_UNAVAILABLE, texts::server::NOT_STORED_ROOMS))
@@ -322,67 +205,4 @@ async fn find_duplicate(
         .await
         .ok()
         .flatten()
-}
-
-/// Builds the data that recipients get.
-async fn build_data(
-    context: &ApiContext,
-    destination: Destination,
-    message: &SendRequest,
-) -> Result<String, ServerError> {
-    let data = match (&message.data, &message.content) {
-        (Some(Value::String(text)), None) => text.clone(),
-        (Some(data), None) if !data.is_null() => data.to_string(),
-        (None, Some(content)) => chat_message(context, destination, message, content).await,
-        _ => return Err(ServerError::bad_request(texts::server::DATA_AND_CONTENT)),
-    };
-    if data.len() > DATA_BYTES_MAX {
-        return Err(ServerError::bad_request(texts::server::DATA_TOO_LONG));
-    }
-    Ok(data)
-}
-
-/// Builds a chat message as clients send it.
-async fn chat_message(
-    context: &ApiContext,
-    destination: Destination,
-    message: &SendRequest,
-    content: &str,
-) -> String {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct ChatMessage<'a> {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        user_id: Option<UserId>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        sender_id: Option<UserId>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        room_id: Option<RoomId>,
-        #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-        kind: Option<i64>,
-        content: &'a str,
-        sender_name: &'a str,
-        sender_avatar: &'a str,
-        create_time: u64,
-    }
-    let named = message.sender_name.is_some() && message.sender_avatar.is_some();
-    let known = match message.from.filter(|_| !named) {
-        Some(from) => context.stored_profile(from).await,
-        None => Profile { nick_name: String::new(), avatar: String::new() },
-    };
-    let (user_id, sender_id, room_id, kind) = match destination {
-        Destination::Room(room) => (message.from, None, Some(room), Some(1)),
-        Destination::User(_) => (None, message.from, None, None),
-    };
-    let chat = ChatMessage {
-        user_id,
-        sender_id,
-        room_id,
-        kind,
-        content,
-        sender_name: message.sender_name.as_deref().unwrap_or(&known.nick_name),
-        sender_avatar: message.sender_avatar.as_deref().unwrap_or(&known.avatar),
-        create_time: now_ms(),
-    };
-    serde_json::to_string(&chat).expect("plain data encodes")
 }

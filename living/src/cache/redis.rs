@@ -51,12 +51,12 @@ const UNAVAILABLE_COOLDOWN: Duration = Duration::from_secs(1);
 pub(crate) enum RedisCallError {
     #[error("{action} in Redis")]
     Failed { action: &'static str, source: RedisError },
-    #[error("{action} in Redis: no answer within {REDIS_TIMEOUT:?}")]
+    #[error("{action} in Redis: no reply within {REDIS_TIMEOUT:?}")]
     TimedOut { action: &'static str },
-    #[error("{action} in Redis: the answer makes no sense")]
+    #[error("{action} in Redis: malformed reply")]
     Malformed { action: &'static str },
     /// A call failed a moment ago.
-    #[error("Redis is not asked at the moment")]
+    #[error("Redis was unavailable a moment ago")]
     Unavailable,
 }
 

@@ -10,7 +10,7 @@ pub enum StoreError {
     #[error(transparent)]
     Statement(#[from] StatementError),
     /// A row holds a value that this program never writes.
-    #[error("room {id} has a row that makes no sense")]
+    #[error("room {id} has a row with invalid values")]
     Row {
         /// Its id column.
         id: i64,

@@ -121,6 +121,6 @@ impl RedisCache {
         }
         let mut replace = script(REPLACE, &keys);
         replace.arg(lock).arg(millis(LISTS_TTL)).arg(millis(READ_INTERVAL));
-        self.run::<u8>("swap the lists", &replace).await.ok();
+        self.run::<u8>("replace the lists", &replace).await.ok();
     }
 }

@@ -61,7 +61,7 @@ pub(super) struct Freshness {
 impl RedisCache {
     /// Looks up a room. A miss grants a lease to one caller.
     pub(crate) async fn find(&self, room: RoomId) -> Result<CachedRoom, RedisCallError> {
-        const ACTION: &str = "look for a room";
+        const ACTION: &str = "find a room";
         let malformed = RedisCallError::Malformed { action: ACTION };
         let since = self.trusted_since().await?;
         let mut find = script(FIND, &[room_key(room)]);
@@ -90,14 +90,14 @@ impl RedisCache {
         let mut store = script(STORE, &[room_key(room)]);
         store.arg(lease).arg(format!("{at} {json}")).arg(millis(ttl));
         // A result that is not stored is read again.
-        self.run::<u8>("keep a room", &store).await.ok();
+        self.run::<u8>("store a room", &store).await.ok();
     }
 
     /// Removes a room's entry or lease.
     pub(crate) async fn remove(&self, room: RoomId) {
         let mut unlink = cmd("UNLINK");
         unlink.arg(room_key(room));
-        if self.run::<Value>("forget a room", &unlink).await.is_err() {
+        if self.run::<Value>("remove a room", &unlink).await.is_err() {
             let mut freshness = self.freshness.lock();
             freshness.trusted_since = None;
             freshness.unsent_removals += 1;
@@ -113,7 +113,7 @@ impl RedisCache {
             }
             freshness.unsent_removals
         };
-        let (seconds, micros): (u64, u64) = self.run("ask the time", &cmd("TIME")).await?;
+        let (seconds, micros): (u64, u64) = self.run("read the time", &cmd("TIME")).await?;
         let now = seconds.saturating_mul(1_000_000).saturating_add(micros);
         let mut freshness = self.freshness.lock();
         if freshness.unsent_removals == unsent {
