@@ -90,3 +90,35 @@ impl RateLimits {
         admitted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    fn limiter<K: Eq + std::hash::Hash>(burst: u32) -> KeyedLimiter<K> {
+        KeyedLimiter::new(Some(Rate { per_second: 0.001, burst }), 100)
+    }
+
+    #[test]
+    fn a_user_above_the_own_rate_takes_no_tokens_of_the_address() {
+        let limits = RateLimits {
+            connects_by_address: limiter(1),
+            connects_by_user: limiter(1),
+            sends_by_user: limiter(1),
+            sends_by_address: limiter(2),
+            sends_by_room: limiter(1),
+            connection_rate: Rate { per_second: 0.001, burst: 10 },
+            metrics: Metrics::register(&mut Registry::default()),
+        };
+        let (app, address) = ("10001".parse().unwrap(), "10.0.0.1".parse().unwrap());
+        let mut connection = limits.connection_bucket();
+        let mut send = |user: &str| {
+            limits.admits_frame(&mut connection, (app, user.parse().unwrap()), address)
+        };
+        assert_eq!([send("11113"), send("11113"), send("11113")], [true, false, false]);
+        assert!(send("11114"), "the address has a token left");
+        assert!(!send("11115"), "the address has none left");
+    }
+}

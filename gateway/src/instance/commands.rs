@@ -18,27 +18,25 @@ pub(crate) async fn serve(
     tasks: &TaskTracker,
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let group = subject::gateway_commands(&instance.gateway);
     let service =
         instance.bus.command_service("qiyu-gateway", "Client connections", tasks, stop).await?;
-    let ending = Arc::clone(instance);
-    service
-        .endpoint::<EndRoom, _, _>(&group, move |EndRoom { app, room, .. }| {
-            let instance = Arc::clone(&ending);
-            async move {
-                let gone = || CommandRefusal { code: 503, message: text::ENDING.into() };
-                let (done, ended) = oneshot::channel();
-                let order = Order::EndRoom { app, room, done };
-                instance.orders.send(order).await.map_err(|_| gone())?;
-                ended.await.map_err(|_| gone())
-            }
-        })
-        .await?;
-    let replacing = Arc::clone(instance);
-    service
-        .endpoint::<ReplaceSession, _, _>(&group, move |command: ReplaceSession| {
-            replacing.replace(command.connection);
+    let group = service.group(subject::gateway_commands(&instance.gateway));
+    group.endpoint(instance, end_room).await?;
+    group
+        .endpoint(instance, |instance, command: ReplaceSession| {
+            instance.replace(command.connection);
             std::future::ready(Ok(()))
         })
         .await
+}
+
+async fn end_room(
+    instance: Arc<GatewayInstance>,
+    EndRoom { app, room, .. }: EndRoom,
+) -> Result<(), CommandRefusal> {
+    let gone = || CommandRefusal { code: 503, message: text::ENDING.into() };
+    let (done, ended) = oneshot::channel();
+    let order = Order::EndRoom { app, room, done };
+    instance.orders.send(order).await.map_err(|_| gone())?;
+    ended.await.map_err(|_| gone())
 }

@@ -69,12 +69,12 @@ pub(crate) fn build(
         SendRequest::Direct { to, biz_code, content } => {
             let data = direct_data(identity, &content, created_ms);
             let event = Event::DirectMessageSent { app, to, sender, biz_code, data };
-            (subject::user_msg(app, to), event)
+            (subject::user(app, to, subject::UserKind::Msg), event)
         }
         SendRequest::Business { to, biz_code, data } => {
             let subject = match to {
                 Addressee::Room(room) => subject::room(app, room, RoomKind::Biz),
-                Addressee::User(user) => subject::user_biz(app, user),
+                Addressee::User(user) => subject::user(app, user, subject::UserKind::Biz),
             };
             let (room, to) = (to.room(), to.user());
             (subject, Event::BusinessSent { app, room, to, sender, biz_code, data })
@@ -92,7 +92,7 @@ pub(crate) fn build_content_refused(
 ) -> (String, Event) {
     let subject = match request.addressee() {
         Addressee::Room(room) => subject::room(app, room, RoomKind::Refused),
-        Addressee::User(user) => subject::user_refused(app, user),
+        Addressee::User(user) => subject::user(app, user, subject::UserKind::Refused),
     };
     let event = Event::ContentRefused {
         app,

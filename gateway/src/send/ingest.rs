@@ -8,7 +8,7 @@ use qiyu_nats::{
     log::{APPEND_DEADLINE, AppendCondition, AppendError},
 };
 use qiyu_schema::{
-    ClientMsgId, MsgId, Partition, RoomId,
+    ClientMsgId, MsgId, Namespace, Partition, RoomId,
     command::{FindDuplicate, fold_group},
     event::Record,
 };
@@ -84,7 +84,7 @@ pub(crate) async fn handle_send(
     let appended =
         instance.bus.append_traced(subject, &record, &key, deadline, trace_context.as_ref());
     let msg_id = match appended.await {
-        Ok(appended) => appended.msg_id,
+        Ok(msg_id) => msg_id,
         Err(error) => {
             log_append_error(&error, connection);
             return Err(RefusalCode::NotStored);
@@ -170,8 +170,8 @@ impl SendState for LiveState<'_> {
     /// the second copy as a duplicate.
     async fn find_duplicate(&self, partition: Partition, id: &ClientMsgId) -> Option<MsgId> {
         let identity = &self.connection.identity;
-        let (app, user) = (identity.app, Some(identity.user));
-        let query = FindDuplicate { app, user, client_msg_id: id.clone() };
+        let (app, namespace) = (identity.app, Namespace::of_user(identity.user));
+        let query = FindDuplicate { app, namespace, client_msg_id: id.clone() };
         let owner = fold_group(partition);
         match self.instance.bus.request_with_timeout(&owner, &query, FIND_DUPLICATE_TIMEOUT).await {
             Ok(first) => first,

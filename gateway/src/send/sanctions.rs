@@ -81,8 +81,8 @@ impl SanctionChange {
     fn between(before: &SanctionEntry, after: &SanctionEntry, now_ms: u64) -> Self {
         let id = |sanction: &Option<Sanction>| sanction.as_ref().map(|sanction| sanction.msg_id);
         let newer = |a: Option<MsgId>, b: Option<MsgId>| a < b;
-        let banned = after.ban.clone().filter(|ban| ban.holds(now_ms));
-        let mute = after.mute.clone().filter(|mute| mute.holds(now_ms));
+        let banned = after.ban.clone().filter(|ban| ban.is_active(now_ms));
+        let mute = after.mute.clone().filter(|mute| mute.is_active(now_ms));
         Self {
             kicked: after.kick.clone().filter(|_| newer(id(&before.kick), id(&after.kick))),
             banned: banned.filter(|_| newer(id(&before.ban), id(&after.ban))),
@@ -144,7 +144,7 @@ mod tests {
         let mut entry = SanctionEntry::default();
         for (kind, sanction, seq) in steps {
             match sanction {
-                Some(sanction) => entry.take(*kind, sanction.clone()),
+                Some(sanction) => entry.impose(*kind, sanction.clone()),
                 None => entry.lift(*kind, MsgId::at(*seq)),
             };
         }

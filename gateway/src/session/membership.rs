@@ -188,7 +188,7 @@ impl MembershipWriter {
                 .append(subject.clone(), record, key, AppendCondition::Any, APPEND_DEADLINE)
                 .await;
             match appended {
-                Ok(appended) => return Some(appended.msg_id),
+                Ok(msg_id) => return Some(msg_id),
                 Err(error @ AppendError::Unconfirmed { .. }) => {
                     warn!(%subject, error = %chain(&error), "membership event not stored yet, trying again");
                     if self.0.tasks.is_closed() && self.0.delivery.is_closed() {
