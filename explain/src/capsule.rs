@@ -1,8 +1,8 @@
-//! An incident in a file: a window of one room's log, what the room was when
-//! it began, and under which settings and versions it was taken.
+//! A capsule: an incident in a file. It holds a window of one room's log, the state of the
+//! room at its beginning, and the settings and versions it was taken under.
 //!
-//! Gzipped JSON lines, so that `zcat` and `jq` read it too: a header, what came
-//! before, the events, an end. Version [`VERSION`]; names are only added.
+//! The format is gzipped JSON lines, so that `zcat` and `jq` read it too: a header, the
+//! seed events, the events, an end. Version [`VERSION`]; names are only added.
 
 mod redact;
 
@@ -32,7 +32,7 @@ use crate::{
     timestamp,
 };
 
-/// What this build writes, and the newest it reads.
+/// The format version that this build writes, and the newest it reads.
 const VERSION: u32 = 1;
 /// Events in a capsule: they are held in memory when it is played. A busy room
 /// says some hundred a second, so this is hours of it.
@@ -40,7 +40,7 @@ pub(crate) const EVENTS_MAX: usize = 2_000_000;
 /// Bytes of one line, unpacked: an event is 256 KiB at most, and grows as JSON.
 const LINE_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
-/// What the capsule says of itself.
+/// The header line of a capsule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Header {
@@ -61,9 +61,9 @@ pub(crate) struct Header {
     pub(crate) from_ms: u64,
     /// The window's last instant.
     pub(crate) until_ms: u64,
-    /// Whether what the room was at the beginning is known and told.
+    /// Whether the room's state at the beginning is known and included.
     pub(crate) start_known: bool,
-    /// Whether what people typed was taken out.
+    /// Whether typed text was removed.
     pub(crate) redacted: bool,
     pub(crate) log: LogFacts,
     /// Of the command that wrote it, secrets masked.
@@ -99,7 +99,7 @@ impl LogFacts {
 #[serde(rename_all = "snake_case")]
 enum Line {
     Header(Box<Header>),
-    /// Makes the fold know what the room was when the window begins.
+    /// An event that brings an empty fold to the state at the beginning of the window.
     Before(StoredEvent),
     Event(StoredEvent),
     /// Nothing is missing.
@@ -123,7 +123,7 @@ struct StoredEvent {
     raw: Option<String>,
 }
 
-/// Whether what people typed is taken out.
+/// Whether typed text is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TextPolicy {
     Kept,
@@ -139,14 +139,14 @@ pub(crate) struct Capsule {
 }
 
 impl Capsule {
-    /// Writes it where nothing is yet, for this user's eyes only: people said
-    /// these things to each other.
+    /// Writes the capsule to a new file that only its owner may read, because it holds
+    /// private messages.
     pub(crate) fn save(&self, path: &Path, words: TextPolicy) -> anyhow::Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         let file = file.with_context(|| format!("make {}", path.display()))?;
         let written = self.write(file, words);
         if written.is_err() {
-            std::fs::remove_file(path).ok(); // half of it is worth nothing
+            std::fs::remove_file(path).ok(); // a partial capsule is useless
         }
         written.with_context(|| format!("write {}", path.display()))
     }
@@ -170,7 +170,7 @@ impl Capsule {
         Ok(())
     }
 
-    /// Reads one back.
+    /// Loads a capsule from a file.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
         Self::read(file).with_context(|| format!("read the capsule {}", path.display()))
@@ -201,7 +201,7 @@ impl Capsule {
         }
     }
 
-    /// What it is, in one line.
+    /// Describes the capsule in one line.
     pub(crate) fn describe(&self) -> String {
         let Header { app, room, from_ms, until_ms, saved_at, qiyu, redacted, .. } = &self.header;
         format!(
@@ -300,8 +300,8 @@ impl Capsule {
         self.snapshot(Some(before)).map(Some)
     }
 
-    /// Puts one together. `events` may hold measures in the whole app against
-    /// anybody; those against people who never come up are left out.
+    /// Builds a capsule. `events` may hold sanctions of the whole app against any user;
+    /// those against users that never occur are left out.
     pub(crate) fn of(header: Header, start: Option<&RoomSnapshot>, events: Vec<LogEntry>) -> Self {
         let before = start.map(seed_events::seed_events).unwrap_or_default();
         let mut seen: BTreeSet<UserId> = BTreeSet::new();
@@ -361,7 +361,7 @@ impl StoredEvent {
                 (Some(record), None)
             }
             (None, TextPolicy::Kept) => (None, Some(BASE64_STANDARD.encode(&entry.payload))),
-            (None, TextPolicy::Redacted) => (None, None), // nobody knows what it says
+            (None, TextPolicy::Redacted) => (None, None), // its content is unknown
         };
         let msg_id = entry.msg_id().to_string();
         Self { msg_id, stored_ms: entry.written_ms, subject: entry.subject.clone(), record, raw }
@@ -396,7 +396,7 @@ fn is_known(event: &Event) -> bool {
     }
 }
 
-/// The lines of a file that may be anything.
+/// Reads the lines of a file of unknown content.
 struct Lines<R>(R);
 
 impl<R: BufRead> Lines<R> {

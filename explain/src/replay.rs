@@ -1,4 +1,4 @@
-//! `qiyu replay`: the log again, for whoever has to find out what happened.
+//! `qiyu replay`: shows a window of the log, a room's state, or plays the window again.
 
 mod names;
 mod output_watch;
@@ -48,7 +48,7 @@ use crate::{
     text,
 };
 
-/// What replay accepts.
+/// Defines the command line of `qiyu replay`.
 pub fn command() -> Command {
     let value = |name: &'static str, shown: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(shown).help(help)
@@ -111,7 +111,7 @@ pub fn command() -> Command {
         )
 }
 
-/// Does what the command line asks. Must be awaited on the main thread: see [`LogAccess::connect`].
+/// Runs the command line. Must be awaited on the main thread: see [`LogAccess::connect`].
 pub async fn run(
     arguments: &ArgMatches,
     settings: &Config,
@@ -129,7 +129,7 @@ pub async fn run(
     done
 }
 
-/// ReplayTarget or what to show.
+/// The room, user or app to show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReplayTarget {
     Room(AppId, RoomId),
@@ -137,7 +137,7 @@ enum ReplayTarget {
     Everything(Option<AppId>),
 }
 
-/// The command line, read.
+/// The parsed command line.
 #[derive(Debug)]
 struct ReplayOptions {
     target: ReplayTarget,
@@ -147,18 +147,18 @@ struct ReplayOptions {
     format: OutputFormat,
     patience: PrintMode,
     wide: bool,
-    /// The room as it was, rather than what happened.
+    /// Shows the room's state instead of events.
     state: bool,
-    /// None: now, or at a capsule's end.
+    /// `None`: now, or the end of the capsule.
     at: Option<LogPoint>,
-    /// Where to save a capsule.
+    /// The file of a new capsule.
     save: Option<PathBuf>,
     words: TextPolicy,
-    /// Which capsule to read. None: the log.
+    /// The capsule to read. `None`: the log.
     load: Option<PathBuf>,
-    /// A sandbox to write into.
+    /// The NATS URL of the sandbox to append to.
     into: Option<String>,
-    /// Where to show the room.
+    /// The address of playback sockets.
     serve: Option<SocketAddr>,
 }
 
@@ -252,7 +252,8 @@ impl ReplayOptions {
         Ok(match self.target {
             ReplayTarget::Room(app, room) => Selection::Room(app, room),
             ReplayTarget::Everything(app) => Selection::Everything(app),
-            // A room entered later has no filter yet, so whoever follows looks everywhere.
+            // A room joined later has no filter yet, so a following reader
+            // reads all rooms.
             ReplayTarget::User(app, user) if self.wide || self.patience == PrintMode::Live => {
                 Selection::User(app, user, Breadth::Wide)
             }
@@ -327,7 +328,7 @@ async fn perform(
     Ok(())
 }
 
-/// The same out of a capsule.
+/// Runs the command line on a capsule.
 async fn perform_kept(
     options: &ReplayOptions,
     capsule: Capsule,
@@ -368,7 +369,7 @@ async fn perform_kept(
     Ok(())
 }
 
-/// A window of the log into a sandbox.
+/// Appends a window of the log to a sandbox.
 async fn pour(
     options: &ReplayOptions,
     bus: &Bus,
@@ -462,7 +463,7 @@ async fn save(
     Ok(())
 }
 
-/// Where a window lies: the position and instant just before it, and its last.
+/// The bounds of a window: the position and instant just before it, and its last.
 #[derive(Clone, Copy, Debug)]
 struct WindowBounds {
     after: (u64, u64),
@@ -486,7 +487,7 @@ impl WindowBounds {
         Ok(Self { after, until })
     }
 
-    /// What the room was when it begins. `None`: that is forgotten.
+    /// Reads the room's state at the beginning. `None`: the log has forgotten it.
     async fn snapshot(&self, bus: &Bus, app: AppId, room: RoomId) -> Option<RoomSnapshot> {
         match RoomSnapshot::of_log(bus, app, room, self.after).await {
             Ok(snapshot) => Some(snapshot),

@@ -17,7 +17,7 @@ pub fn progress(line: &str) {
     writeln!(io::stderr(), "qiyu: {line}").ok();
 }
 
-/// Whether to color.
+/// Whether output is colored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ColorMode {
     On,
@@ -25,7 +25,7 @@ pub(crate) enum ColorMode {
 }
 
 impl ColorMode {
-    /// On a terminal that does not ask for none (no-color.org).
+    /// Returns `On` for a terminal without `NO_COLOR` (no-color.org).
     pub(crate) fn of_stdout() -> Self {
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");

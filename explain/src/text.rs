@@ -40,8 +40,7 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON with everything active as `\u` escapes: it means the same, and does
-/// nothing to a terminal it is printed on.
+/// Escapes every active character of JSON as `\u`. The meaning stays the same.
 pub(crate) fn escape_json(json: String) -> String {
     // Below 0x20 JSON has escaped everything itself; the rest is not ASCII, or DEL.
     if json.bytes().all(|byte| byte < 0x7f) || !json.contains(is_active) {
@@ -60,12 +59,12 @@ pub(crate) fn escape_json(json: String) -> String {
     shown
 }
 
-/// Columns on a terminal.
+/// Returns the width on a terminal, in columns.
 pub(crate) fn width(text: &str) -> usize {
     text.width()
 }
 
-/// Characters, each with what takes no column of its own but may make it wider,
+/// Iterates over characters, each with the zero-width ones that follow it and may widen it,
 /// as U+FE0F does to a heart.
 fn clusters(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
@@ -78,7 +77,7 @@ fn clusters(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The first `columns` of `text`, the last one `…` if there is more.
+/// Returns the first `columns` of `text`, with `…` in the last one if text was cut.
 pub(crate) fn truncate(text: &str, columns: usize) -> Cow<'_, str> {
     if width(text) <= columns {
         return Cow::Borrowed(text);
@@ -97,14 +96,15 @@ pub(crate) fn truncate(text: &str, columns: usize) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// `text` in lines of at most `first` and then `further` columns, broken at
-/// spaces where there are any. Never empty.
+/// Wraps `text` into lines of at most `first` and then `further` columns, at spaces where
+/// possible. Never returns an empty list.
 pub(crate) fn wrap(text: &str, first: usize, further: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;
     for word in text.split_inclusive(' ') {
         let limit = |lines: &[String]| if lines.len() == 1 { first } else { further };
-        // The space at its end may hang over the edge; what fits on no line is broken anyway.
+        // The trailing space may exceed the limit; a word wider than any line is
+        // broken anyway.
         let columns = width(word.trim_end());
         if 0 < used && columns <= further && limit(&lines) < used + columns {
             lines.push(String::new());

@@ -1,8 +1,7 @@
-//! `qiyu trace`: one message's life, from the record alone.
+//! `qiyu trace`: the record of one message.
 //!
-//! The log says what was accepted and who was there; the ledger says what
-//! followed. Nothing is asked of a running service, so it works after any
-//! restart, and on a system that does not run.
+//! The log shows the acceptance and the audience, the ledger the rest. No running service
+//! is queried, so it works after any restart, and on a system that does not run.
 
 mod follow;
 mod ledger;
@@ -18,7 +17,7 @@ use serde_json::json;
 use self::message::MessageTrace;
 use crate::{Config, access::LogAccess, format::OutputFormat, terminal::print};
 
-/// `qiyu trace` on the command line.
+/// Defines the command line of `qiyu trace`.
 pub fn command() -> Command {
     let msg_id = Arg::new("msg-id")
         .value_name("MSGID")
@@ -37,7 +36,7 @@ pub fn command() -> Command {
         .args([msg_id, user, OutputFormat::arg("pretty or json")])
 }
 
-/// Tells what is known of the message named on the command line.
+/// Prints the record of the message named on the command line.
 pub async fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     let msg_id = *arguments.get_one::<MsgId>("msg-id").context("which message?")?;
     let user = arguments.get_one::<UserId>("user").copied();

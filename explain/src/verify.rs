@@ -1,10 +1,9 @@
-//! `qiyu verify`: is everything that was derived from the log still what the
-//! log says?
+//! `qiyu verify`: compares everything derived from the log with the log.
 //!
-//! The log is folded anew, from its beginning or from the snapshot that is what
-//! it has forgotten, and compared with what lives: the owners' folds and their
-//! snapshots, the buckets, the tables. What differs is looked at again until it
-//! is certain; then the log is read once more for the event at which they part.
+//! The log is applied to new folds, from its beginning or from the snapshot of its
+//! forgotten prefix. They are compared with the live state: the owners' folds and their
+//! snapshots, the buckets, the tables. Differences are checked again until they are
+//! certain. Then the log is read once more to find the event at which each diverges.
 
 mod accounting;
 mod compare;
@@ -29,30 +28,30 @@ pub use self::watch::{Watch, WatchConfig};
 use self::{compare::Comparison, report::VerifyReport};
 use crate::{Config, access::LogAccess, format::OutputFormat, terminal::print};
 
-/// Something differs.
+/// Exit code when a difference was found.
 const DIFFERS: u8 = 1;
-/// Something could not be checked.
+/// Exit code when a part could not be checked.
 pub const UNCHECKED: u8 = 2;
 
-/// What is verified.
+/// The scope of a verification.
 #[derive(Clone, Debug)]
 struct VerifyScope {
-    /// `None`: everything.
+    /// `None`: all rooms.
     room: Option<(AppId, RoomId)>,
-    /// The tables of rooms.
+    /// Database of the room tables.
     database_url: String,
-    /// Whether owners and gateways are there to be asked.
+    /// Whether owners and gateways can be queried.
     running: SystemState,
-    /// How long a message may be on its way before its outcome is missed.
+    /// Age up to which a message may lack an outcome.
     grace: Duration,
 }
 
-/// The usual [`Scope::grace`]: two copies 4 s apart as by default, those of a
-/// takeover, and a pause. Longer where `QIYU_ACK_WAIT` is.
+/// The default grace: two copies 4 s apart, those of a reassignment, and a pause. Longer
+/// with a longer `QIYU_ACK_WAIT`.
 const GRACE: Duration = Duration::from_secs(60);
 const GRACE_MAX: Duration = Duration::from_secs(3600);
 
-/// Whether a system is at work.
+/// Whether services run on the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SystemState {
     Running,
@@ -71,7 +70,7 @@ impl VerifyScope {
 /// Parses a duration as the settings do, within a range; the error says which are accepted.
 pub type ParseDuration = fn(&str, RangeInclusive<Duration>) -> Result<Duration, String>;
 
-/// `qiyu verify` on the command line.
+/// Defines the command line of `qiyu verify`.
 pub fn command(parse_duration: ParseDuration) -> Command {
     let room = Arg::new("room")
         .long("room")
@@ -92,7 +91,7 @@ pub fn command(parse_duration: ParseDuration) -> Command {
         .args([room, grace, OutputFormat::arg("pretty or json")])
 }
 
-/// Verifies what the command line names, and says what came of it.
+/// Runs the command line and returns the exit code.
 pub async fn run(arguments: &ArgMatches, config: &Config) -> anyhow::Result<ExitCode> {
     let room = arguments.get_one::<RoomId>("room").copied();
     let access = LogAccess::connect(&config.log).await?;

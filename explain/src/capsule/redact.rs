@@ -1,13 +1,13 @@
-//! What people wrote, taken out of events: who did what and when remains.
+//! Removes typed text from events; ids, times and kinds remain.
 
 use qiyu_schema::event::{Event, Record};
 use serde_json::{Map, Value};
 
-/// Fields of a message's data that say nothing but where it belongs.
+/// Numeric fields of a message's data that are kept.
 const KEPT: [&str; 6] = ["userId", "senderId", "objectId", "roomId", "type", "createTime"];
 
-/// Takes out of `record` everything somebody typed: messages, names, pictures,
-/// reasons. Ids, times and clientMsgIds stay: without them nothing can be traced.
+/// Removes all typed text from `record`: messages, names, pictures, reasons. Ids, times and
+/// clientMsgIds stay: without them nothing can be traced.
 pub(crate) fn redact(record: &mut Record) {
     match &mut record.event {
         Event::RoomOpened { name, cover, .. } => {

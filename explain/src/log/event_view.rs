@@ -1,5 +1,5 @@
-//! One thing that happened, as it is told: the events of the log taken apart,
-//! because one of them may hold the comings and goings of many.
+//! Views of log events for printing. One stored event can hold many joins and leaves; each
+//! becomes a view of its own.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use qiyu_schema::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What kind of thing happened.
+/// The kind of a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum EventKind {
@@ -37,36 +37,36 @@ pub(crate) enum EventKind {
     Banned,
     Unmuted,
     Unbanned,
-    /// A measure or an event of a kind newer than this build.
+    /// A sanction or an event of a kind newer than this build.
     Unknown,
-    /// Bytes that are no event.
+    /// Bytes that are not an event.
     Unreadable,
 }
 
-/// One thing that happened. As JSON it is one line of `--format json`: names
-/// are only ever added to it.
+/// One entry of a replay. As JSON it is one line of `--format json`: names are only ever
+/// added to it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct EventView<'a> {
-    /// The event's place in the log. What came in one event has the same.
+    /// Position of the event in the log. Views of one event share it.
     #[serde(serialize_with = "as_text")]
     pub(crate) msg_id: MsgId,
-    /// When it was stored, by the server's clock, RFC 3339 in UTC.
+    /// Time of storing by the server's clock, RFC 3339 in UTC.
     pub(crate) at: String,
-    /// The same in ms since 1970.
+    /// The same time in ms since 1970.
     pub(crate) at_ms: u64,
     pub(crate) kind: EventKind,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) app: Option<AppId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) room: Option<RoomId>,
-    /// Who did it, or target it concerns.
+    /// The acting or affected user.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<UserId>,
-    /// To target it was written.
+    /// The recipient.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) to: Option<UserId>,
-    /// Who closed the room, or took the measure.
+    /// The user that closed the room or imposed the sanction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) by: Option<UserId>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,13 +77,13 @@ pub(crate) struct EventView<'a> {
     pub(crate) client_msg_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) biz_code: Option<i32>,
-    /// The sender's name, as recipients saw it; a room's name.
+    /// The sender's name, as recipients saw it, or the room's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<Cow<'a, str>>,
-    /// What was said, if it could be found in the data.
+    /// The message text, if the data holds one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<Cow<'a, str>>,
-    /// The whole data of a message, as stored.
+    /// The complete data of a message, as stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) data: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,7 +92,7 @@ pub(crate) struct EventView<'a> {
     pub(crate) until_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) count: Option<u64>,
-    /// Whether a connection options for what it had missed.
+    /// Whether the connection requested the messages it had missed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) resumed: Option<bool>,
     /// 1 ordinary, 2 pk.
@@ -104,12 +104,12 @@ pub(crate) struct EventView<'a> {
     /// Messages never acknowledged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) messages: Option<Vec<UnackedView<'a>>>,
-    /// Where it lies, of what cannot be read.
+    /// The subject, for events that cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) subject: Option<&'a str>,
 }
 
-/// A life of a gateway.
+/// An incarnation of a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub(crate) struct GatewayView<'a> {
     pub(crate) id: &'a GatewayId,
@@ -122,13 +122,13 @@ impl<'a> std::convert::From<&'a Incarnation> for GatewayView<'a> {
     }
 }
 
-/// A message somebody never acknowledged.
+/// A message that was not acknowledged.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct UnackedView<'a> {
     #[serde(serialize_with = "as_text")]
     pub(crate) msg_id: MsgId,
-    /// Absent: whoever the gateway had in the room.
+    /// Absent: all members that the gateway had in the room.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) users: Option<&'a [UserId]>,
     pub(crate) sends: u32,
@@ -138,7 +138,7 @@ fn as_text<S: serde::Serializer>(msg_id: &MsgId, to: S) -> Result<S::Ok, S::Erro
     to.collect_str(msg_id)
 }
 
-/// Tells `tell` everything that happened with this entry of the log.
+/// Calls `tell` with each view of a log entry.
 pub(crate) fn for_each_view(
     entry: &LogEntry,
     record: Option<&Record>,
@@ -332,7 +332,7 @@ impl<'a> EventView<'a> {
     }
 
     fn saying(self, biz_code: i32, data: &'a str) -> Self {
-        /// What recipients see of a chat message.
+        /// The fields of a chat message that recipients see.
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Chat<'d> {

@@ -1,4 +1,4 @@
-//! Places in the log as people name them: by a message, or by the clock.
+//! Points in the log as operators name them: by a message, or by the clock.
 
 use qiyu_schema::MsgId;
 use time::{
@@ -7,26 +7,26 @@ use time::{
     macros::format_description,
 };
 
-/// What a place in the log may be written as, for those who wrote something else.
+/// The accepted forms of a point, for the error text.
 const ACCEPTED: &str = "a msgId (digits) or a time: 2026-11-25T20:00:00Z, \"2026-11-25 20:00\" \
                         (UTC), 20:00:00 (UTC, the last time it was so late), \"10m ago\", -10m, \
                         -1h30m, @1764100800 (Unix seconds), now";
 
-/// A place in the log.
+/// A point in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogPoint {
-    /// At this message, it included.
+    /// At this message, inclusive.
     Msg(MsgId),
     /// At this instant of the server's clock, ms since 1970.
     At(u64),
 }
 
 impl LogPoint {
-    /// Reads what a person wrote.
+    /// Parses a point.
     ///
     /// # Errors
     ///
-    /// What would have been accepted, as the end of a sentence that begins "… is not".
+    /// Returns the accepted forms, as the end of a sentence that begins "… is not".
     pub(crate) fn parse(text: &str, now: OffsetDateTime) -> Result<Self, String> {
         let text = text.trim();
         if let Ok(msg_id) = text.parse::<MsgId>() {

@@ -1,4 +1,4 @@
-//! A room as it was: the very fold that delivers messages, stopped where one likes.
+//! The state of a room at a point in the log, computed by the fold that delivers messages.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -24,24 +24,24 @@ use crate::{
     timestamp,
 };
 
-/// A room right after something.
+/// The state of a room right after an event.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RoomSnapshot {
     pub(crate) app: AppId,
     pub(crate) room: RoomId,
-    /// The last event of the whole log that counts.
+    /// The last applied event of the whole log.
     pub(crate) position: MsgId,
-    /// The instant options for; measures are looked at as of then.
+    /// The requested instant; sanctions are evaluated at it.
     pub(crate) at_ms: u64,
-    /// As the opening in the log says, if it is still there.
+    /// The name in the log's `opened` event, if the log still has it.
     pub(crate) name: Option<String>,
-    /// `None`: the room was never heard of, or is forgotten.
+    /// `None`: the room is unknown, or forgotten.
     pub(crate) state: Option<RoomState>,
-    /// Measures in the whole app against those who are inside.
+    /// Sanctions of the whole app against members.
     pub(crate) everywhere: Vec<(UserId, SanctionEntry)>,
 }
 
-/// The position a moment means: the last sequence that counts, and its instant.
+/// Resolves a point to the last sequence that counts, and its instant.
 pub(crate) async fn position_of(bus: &Bus, at: LogPoint) -> anyhow::Result<(u64, u64)> {
     let (_, last) = bus.log_bounds().await?;
     match at {
@@ -65,7 +65,7 @@ pub(crate) async fn position_of(bus: &Bus, at: LogPoint) -> anyhow::Result<(u64,
 }
 
 impl RoomSnapshot {
-    /// The room right after `position`.
+    /// Reads the state right after `position`.
     pub(crate) async fn of_log(
         bus: &Bus,
         app: AppId,
@@ -98,7 +98,7 @@ impl RoomSnapshot {
         Ok(Self { app, room, position, at_ms, name, state, everywhere })
     }
 
-    /// The room as `fold` knows it, which knows nothing else.
+    /// Takes the state from `fold`.
     pub(crate) fn of_fold(
         fold: &Fold,
         (app, room): (AppId, RoomId),
@@ -115,7 +115,7 @@ impl RoomSnapshot {
         Self { app, room, position, at_ms, name, state, everywhere }
     }
 
-    /// Mutes and bans that held then: in the room (`true`) or everywhere.
+    /// Returns the mutes and bans in force at that instant, of the room and of the app.
     fn measures(&self) -> impl Iterator<Item = Measure<'_>> {
         let here = self.state.iter().flat_map(|state| &state.measures).map(|m| (Scope::Room, m));
         let everywhere = self.everywhere.iter().map(|m| (Scope::App, m));
@@ -128,7 +128,7 @@ impl RoomSnapshot {
         })
     }
 
-    /// One JSON object, documented in docs/DEBUGGING.md.
+    /// Formats one JSON object, documented in docs/DEBUGGING.md.
     pub(crate) fn json(&self) -> String {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -217,7 +217,7 @@ impl RoomSnapshot {
         self.state.as_ref().is_some_and(|state| state.closed.is_none() && state.anchor.is_some())
     }
 
-    /// For people.
+    /// Formats the state as text.
     pub(crate) fn pretty(&self, color: ColorMode) -> String {
         let mut text = String::new();
         let title = format!(
@@ -278,7 +278,7 @@ impl RoomSnapshot {
     }
 }
 
-/// A mute or a ban that held.
+/// A mute or a ban in force.
 struct Measure<'a> {
     measure: &'static str,
     user: UserId,
@@ -286,7 +286,7 @@ struct Measure<'a> {
     taken: &'a Sanction,
 }
 
-/// Where a measure holds.
+/// The scope of a sanction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
     Room,

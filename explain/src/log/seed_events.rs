@@ -1,7 +1,7 @@
-//! What a room was, said in events: whoever folds them knows it again.
+//! Seed events: events that bring an empty fold to the state of a room.
 //!
-//! A capsule and a sandbox begin somewhere in a room's life. What they need to
-//! know of it before is told in the log's own words, which every build reads.
+//! A capsule and a sandbox begin somewhere in a room's life. The state before it is
+//! expressed in the log's own events, which every build reads.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ use qiyu_schema::{
 
 use super::room_snapshot::RoomSnapshot;
 
-/// Events that make an empty fold know `snapshot`, in the order in which to fold
-/// them. Who left, and since when the anchor is gone, is not told.
+/// Returns the events that bring an empty fold to `snapshot`, in the order in which to
+/// apply them. Members that left, and since when the anchor is gone, are not included.
 pub(crate) fn seed_events(snapshot: &RoomSnapshot) -> Vec<LogEntry> {
     let Some(state) = &snapshot.state else { return Vec::new() };
     let (app, room) = (snapshot.app, snapshot.room);
@@ -90,7 +90,7 @@ fn taken(
         let event = Event::SanctionImposed { app, room, user, sanction, until_ms, reason, by };
         told.push(entry(msg_id, at_ms, subject.to_owned(), event));
     }
-    // An entry takes only what is newer than the last.
+    // A sanction entry accepts only newer events.
     told.sort_by_key(|entry| entry.seq);
     told
 }
@@ -105,7 +105,7 @@ fn entry(position: MsgId, at_ms: u64, subject: String, event: Event) -> LogEntry
     LogEntry { seq: position.seq(), subject, payload, pending: 0, written_ms: at_ms }
 }
 
-/// Whose likes are nobody's in particular.
+/// The gateway of likes without an origin.
 fn nobody() -> Incarnation {
     let id: GatewayId = "nobody".parse().expect("a name");
     Incarnation { id, epoch: 0 }

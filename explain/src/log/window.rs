@@ -1,8 +1,7 @@
-//! A window of the log, entry by entry: from the log itself or from a capsule.
+//! A window of the log, read entry by entry from the log or from a capsule.
 //!
-//! Whoever reads for people must not disturb: a reader's consumer is its own,
-//! lives in the server's memory and goes with it, and is not kept while
-//! somebody looks at one minute of the log for a minute.
+//! A reader must not disturb the system: its consumer is its own, lives in the server's
+//! memory and ends with it. It is released while a slow replay shows one batch.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -13,40 +12,40 @@ use qiyu_nats::{
 };
 use tokio::time::timeout;
 
-/// Where a window ends.
+/// The end of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WindowEnd {
-    /// With what is in the log when the reading begins.
+    /// At the last event that is in the log when the reading begins.
     Here,
-    /// With this sequence, if it gets there before [`WindowEnd::Here`].
+    /// At this sequence, if it comes before [`WindowEnd::Here`].
     Seq(u64),
-    /// With what was stored at this instant, ms since 1970; likewise.
+    /// After the events stored at this instant, ms since 1970; likewise.
     At(u64),
-    /// Never: what is appended is read as it comes.
+    /// Never: new events are read as they are appended.
     Never,
 }
 
 /// How a window is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadMode {
-    /// As fast as it goes.
+    /// Continuously, as fast as possible.
     Stream,
-    /// A little, then nothing for as long as that lasts.
+    /// In batches, without a consumer between them.
     Batched,
 }
 
-/// Entries read at once for somebody who takes their time.
+/// Entries of one batch.
 const BATCH: usize = 1_000;
-/// Silence after which the reading is begun anew from where it stands.
+/// Silence after which the reader is opened again at its position.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Beginnings in a row that brought nothing.
+/// Consecutive attempts to open a reader without an entry.
 const ATTEMPTS_MAX: u32 = 5;
 
-/// A window, being read.
+/// A window that is being read.
 pub(crate) enum LogWindow {
-    /// Of the log.
+    /// From the log.
     Log(Box<LogReading>),
-    /// Out of a file.
+    /// From a capsule.
     Capsule(std::vec::IntoIter<LogEntry>),
 }
 
@@ -74,8 +73,8 @@ impl LogWindow {
         }))
     }
 
-    /// The next entry; `None` at the window's end. Nothing is lost when the
-    /// future is dropped, except a beginning, which is made again.
+    /// Returns the next entry, or `None` at the window's end. Cancel safe; only an
+    /// opening of the reader is repeated.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<LogEntry>> {
         match self {
             Self::Log(window) => Box::pin(window.next()).await,
@@ -83,7 +82,7 @@ impl LogWindow {
         }
     }
 
-    /// Entries read so far, wanted or not.
+    /// Returns the number of entries read so far, wanted or not. `None` for a capsule.
     pub(crate) fn read(&self) -> Option<u64> {
         match self {
             Self::Log(window) => Some(window.read),
@@ -91,7 +90,8 @@ impl LogWindow {
         }
     }
 
-    /// Removes what the server keeps for this reading, rather than waiting until it does.
+    /// Deletes the consumer at once; otherwise the server would keep it until it is
+    /// inactive.
     pub(crate) async fn close(self) {
         if let Self::Log(window) = self
             && let Some(reader) = window.reader
@@ -105,12 +105,12 @@ impl LogWindow {
 pub(crate) struct LogReading {
     bus: Bus,
     filters: Vec<String>,
-    /// Where the next beginning is made.
+    /// The position at which the reader is opened next.
     from: ReadFrom,
     until: WindowEnd,
     read_mode: ReadMode,
     reader: Option<LogReader>,
-    /// Read and not handed out yet.
+    /// Read and not returned yet.
     ready: VecDeque<LogEntry>,
     attempts: u32,
     done: bool,
@@ -140,7 +140,7 @@ impl LogReading {
             Err(error) => return self.fail(error.into()).await,
         };
         if reader.pending_at_start() == 0 {
-            // Whoever follows has caught up, and waits from here on.
+            // A following reader has caught up, and waits from here on.
             self.read_mode = ReadMode::Stream;
             if self.until != WindowEnd::Never {
                 self.done = true;
@@ -152,7 +152,7 @@ impl LogReading {
         Ok(())
     }
 
-    /// Takes the next entry from the open reader, or a sip of them.
+    /// Receives the next entry from the open reader, or a batch of them.
     async fn draw(&mut self) -> anyhow::Result<()> {
         let wanted = |read_mode| match read_mode {
             ReadMode::Stream => 1,
@@ -169,7 +169,8 @@ impl LogReading {
             match next {
                 Ok(Ok(entry)) => self.take(entry),
                 Ok(Err(error)) => return self.fail(error.into()).await,
-                // What was left may have been forgotten meanwhile: begin anew to see.
+                // The rest may have been deleted by age meanwhile: open the
+                // reader again to find out.
                 Err(_) => return self.fail(anyhow::anyhow!("the log has fallen silent")).await,
             }
         }
@@ -202,7 +203,7 @@ impl LogReading {
         }
     }
 
-    /// Begins anew from where it stands, unless that has not helped for long.
+    /// Opens the reader again at its position, at most [`ATTEMPTS_MAX`] times in a row.
     async fn fail(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
         self.reader = None;
         self.attempts += 1;

@@ -1,4 +1,4 @@
-//! What users are called, as far as their own messages have told.
+//! Display names of users, taken from their own messages.
 
 use std::collections::HashMap;
 
@@ -10,16 +10,16 @@ use qiyu_schema::{
 
 use crate::log::event_view::{EventKind, EventView, for_each_view};
 
-/// DisplayNames remembered. Beyond it users are shown by their numbers: a log of a
-/// million speakers must not become a million strings.
+/// Names kept. Beyond it users are shown by number: a log of a million senders must not
+/// become a million strings.
 const NAMES_MAX: usize = 100_000;
 
-/// DisplayNames by user.
+/// Display names by user.
 #[derive(Debug, Default)]
 pub(crate) struct DisplayNames(HashMap<(AppId, UserId), String>);
 
 impl DisplayNames {
-    /// Learns from a message what its sender is called, if nothing is known yet.
+    /// Takes the sender's name from a message, if none is known yet.
     pub(crate) fn learn(&mut self, entry: &LogEntry, record: &Record) {
         let (app, sender) = match &record.event {
             Event::RoomMessageSent { app, sender, .. }
@@ -31,7 +31,7 @@ impl DisplayNames {
         }
     }
 
-    /// Learns what a sender is called from now on.
+    /// Takes the sender's current name from a view.
     pub(crate) fn learn_of(&mut self, view: &EventView<'_>) {
         let said = matches!(view.kind, EventKind::RoomMessage | EventKind::DirectMessage);
         let (Some(app), Some(user), Some(name)) = (view.app, view.user, &view.name) else {

@@ -1,4 +1,4 @@
-//! Whoever reads what is printed, and leaves.
+//! Detects that the reader of standard output has closed it.
 
 use std::{io, time::Duration};
 
@@ -8,12 +8,12 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-/// How often it is looked whether somebody still reads.
+/// Interval between two checks of standard output.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// A token that is cancelled with `stop`, and when nobody reads standard output
-/// any more: whoever follows a silent room would learn that with its next event
-/// only. It is looked after for as long as the guard lives.
+/// Returns a token that is cancelled with `stop`, or when the reader of standard output
+/// closes it. Without it, a follower of a silent room would notice only at the next event.
+/// The check runs for as long as the guard lives.
 pub(crate) fn cancel_when_unread(stop: &CancellationToken) -> (CancellationToken, DropGuard) {
     let over = stop.child_token();
     let guard = over.clone().drop_guard();
@@ -30,8 +30,8 @@ pub(crate) fn cancel_when_unread(stop: &CancellationToken) -> (CancellationToken
     (over, guard)
 }
 
-/// Whether the other end of standard output is closed: a pipe's or a socket's.
-/// A file has none (poll(2), `POLLERR` and `POLLHUP`, which need not be options for).
+/// Whether the other end of standard output is closed: a pipe's or a socket's. A file has
+/// none (poll(2), `POLLERR` and `POLLHUP`, which are always reported).
 fn has_left() -> bool {
     let stdout = io::stdout();
     let mut options = [PollFd::new(&stdout, PollFlags::empty())];

@@ -1,10 +1,10 @@
-//! How fast the past goes by.
+//! The speed of a replay.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Times the original's speed, or as fast as it goes.
+/// A multiple of the original speed, or unlimited.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Speed {
     Times(f64),
@@ -12,11 +12,11 @@ pub(crate) enum Speed {
 }
 
 impl Speed {
-    /// Reads `1x`, `10x`, `0.5x`, `10` or `max`.
+    /// Parses `1x`, `10x`, `0.5x`, `10` or `max`.
     ///
     /// # Errors
     ///
-    /// What would have been accepted.
+    /// Returns the accepted forms.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "max" {
             return Ok(Self::Max);
@@ -29,7 +29,7 @@ impl Speed {
     }
 }
 
-/// Says when each entry is due, counted from the first.
+/// Computes the time at which each entry is due, counted from the first.
 #[derive(Debug)]
 pub(crate) struct Pace {
     speed: Speed,
@@ -41,7 +41,7 @@ impl Pace {
         Self { speed, began: None }
     }
 
-    /// When an entry of `at_ms` is due. `None`: at once.
+    /// Returns the time at which an entry of `at_ms` is due. `None`: at once.
     pub(crate) fn due(&mut self, at_ms: u64) -> Option<Instant> {
         let Speed::Times(times) = self.speed else { return None };
         let (began, first_ms) = *self.began.get_or_insert((Instant::now(), at_ms));

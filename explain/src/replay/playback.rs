@@ -1,5 +1,5 @@
-//! Last night's room for a page: the ordinary protocol, read-only, and the
-//! few answers the project's page asks for before it connects.
+//! Playback of a room to WebSocket clients: the ordinary protocol, read-only, and the HTTP
+//! calls that the project's page makes before it connects.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,28 +34,28 @@ use crate::{
     terminal::print,
 };
 
-/// Pictures a viewer may be behind before the reel waits for them.
+/// Events that a viewer may be behind before the playback waits.
 const AHEAD: usize = 256;
-/// Counts are told as often as a living room tells them.
+/// Interval of the counts, as in a living room.
 const COUNTS_EVERY: Duration = Duration::from_secs(1);
-/// Whoever watches is this user: the smallest number there is.
+/// The user id of every viewer: the smallest there is.
 const VIEWER: u64 = 10_000;
 
-/// Where a reel is read from.
+/// The events of a playback.
 pub(crate) enum PlaybackSource {
     Log { bus: Box<Bus>, until: WindowEnd },
     Capsule(Vec<LogEntry>),
 }
 
-/// A room to be watched.
+/// Serves the playback of one room.
 pub(crate) struct PlaybackServer {
     pub(crate) source: PlaybackSource,
     pub(crate) app: AppId,
     pub(crate) room: RoomId,
     pub(crate) name: Option<String>,
-    /// The sequence before the window.
+    /// The last sequence before the window.
     pub(crate) after: u64,
-    /// What the room was then.
+    /// Seed events of the room's state before the window.
     pub(crate) before: Vec<LogEntry>,
     pub(crate) speed: Speed,
     pub(crate) tasks: TaskTracker,
@@ -69,14 +69,14 @@ pub struct Page {
     pub serve: fn(TcpListener, Router, CancellationToken) -> BoxFuture<'static, ()>,
 }
 
-/// Where to listen.
+/// Addresses to listen on, and the accepted origins.
 pub(crate) struct ListenAddrs {
     pub(crate) http: SocketAddr,
     pub(crate) ws: SocketAddr,
     pub(crate) origins: Vec<String>,
 }
 
-/// Shows `server` until it is told to stop.
+/// Serves the playback until it is stopped.
 pub(crate) async fn serve(
     server: PlaybackServer,
     listen_addrs: ListenAddrs,
@@ -109,7 +109,8 @@ impl Recording for PlaybackServer {
         if room != self.room {
             return None;
         }
-        // Whoever comes back goes on from there; a position of another time is none.
+        // A viewer that returns continues at its position; a position before the
+        // window is ignored.
         let start = MsgId::at(self.after);
         let after = after.filter(|after| start < *after).unwrap_or(start);
         let (tx, shown) = mpsc::channel(AHEAD);
@@ -137,7 +138,7 @@ impl Recording for PlaybackServer {
         }
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            // The viewer sees that nothing comes any more, whatever the reason.
+            // The viewer's stream ends in any case.
             let run = projector.run(window, after);
             if let Some(Err(error)) = stop.run_until_cancelled(run).await {
                 tracing::warn!(error = %format!("{error:#}"), "a viewer's reel broke");
@@ -147,7 +148,7 @@ impl Recording for PlaybackServer {
     }
 }
 
-/// Shows one viewer a reel.
+/// Sends one viewer the events of a playback.
 struct Player {
     app: AppId,
     room: RoomId,
@@ -158,7 +159,7 @@ struct Player {
     told_at: Instant,
 }
 
-/// The viewer has gone.
+/// The viewer has disconnected.
 struct Gone;
 
 impl Player {
@@ -197,7 +198,7 @@ impl Player {
         Ok(self.tell_counts().await)
     }
 
-    /// WindowEnd `due`, and meanwhile what a living room would tell of its counts.
+    /// Waits until `due`, and sends the counts meanwhile, as a living room does.
     async fn wait(&mut self, due: Instant) -> Result<(), Gone> {
         let next = self.told_at + COUNTS_EVERY;
         if self.counts() != self.told && next < due {
@@ -205,7 +206,7 @@ impl Player {
             self.tell_counts().await?;
         }
         tokio::select! {
-            biased; // nobody to wait for
+            biased; // the viewer may disconnect
             () = self.tx.closed() => Err(Gone),
             () = sleep_until(due) => Ok(()),
         }
@@ -232,7 +233,7 @@ impl Player {
         Ok(())
     }
 
-    /// A name its sender has used before: nobody heard that message then, either.
+    /// Whether the message repeats a clientMsgId: it was not delivered then, either.
     fn is_repeat(&self, sender: &Sender, at_ms: u64) -> bool {
         let known = |name| self.fold.find_sent(self.app, sender.namespace(), name, at_ms);
         sender.client_msg_id.as_ref().and_then(known).is_some()
@@ -262,7 +263,7 @@ impl Player {
     }
 }
 
-/// What the page asks, answered for a room that is over.
+/// The state of the HTTP calls of the page.
 struct PageApi {
     server: Arc<PlaybackServer>,
     ws: SocketAddr,

@@ -1,4 +1,4 @@
-//! The log for people: aligned, in as many columns as there are, nothing active.
+//! Lays out views as lines of text, within the terminal's width and with all text escaped.
 
 #[cfg(test)]
 mod golden;
@@ -15,36 +15,36 @@ use crate::{
     timestamp,
 };
 
-/// Where the output is no terminal, or does not say how wide it is.
+/// Width when the output is not a terminal, or does not report its width.
 const COLUMNS: usize = 80;
-/// Narrower than this the columns below leave no room for what was said.
+/// Minimum width: below it the columns leave no room for the text.
 const COLUMNS_MIN: usize = 60;
-/// A line longer than this is hard to read back.
+/// Maximum width, because longer lines are hard to read.
 const COLUMNS_MAX: usize = 160;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const TIME: usize = 12;
 const VERB: usize = 9;
 const NAME: usize = 12;
-/// Fewer columns than this are not worth beginning a text in.
+/// Minimum columns in which a text begins on the first line.
 const FIRST_MIN: usize = 8;
-/// Where what was said begins.
+/// The column at which the text begins.
 const TEXT: usize = TIME + 2 + VERB + 1 + NAME + 1;
 
-/// Columns of the terminal.
+/// Returns the columns of the terminal.
 pub(crate) fn columns() -> usize {
     let window = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
     let columns = window.map(|window| usize::from(window.ws_col)).filter(|columns| 0 < *columns);
     columns.unwrap_or(COLUMNS).clamp(COLUMNS_MIN, COLUMNS_MAX)
 }
 
-/// How views are laid out.
+/// The layout of the lines.
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) columns: usize,
     pub(crate) color: ColorMode,
-    /// Every line names its room.
+    /// Whether every line names its room.
     pub(crate) rooms: RoomColumn,
-    /// Days since 1970 of the last line.
+    /// The day of the last line, in days since 1970.
     day: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ impl Layout {
         Self { columns, color, rooms, day: None }
     }
 
-    /// Appends the lines of one view, after the day's, when that is new.
+    /// Appends the lines of one view, after a line for the day when it changes.
     pub(crate) fn write(&mut self, out: &mut String, view: &EventView<'_>, names: &DisplayNames) {
         let day = view.at_ms / DAY_MS;
         if self.day != Some(day) {
@@ -82,7 +82,7 @@ impl Layout {
         let first = self.columns.saturating_sub(from + 2 + id.len());
         let further = self.columns - TEXT;
         let lines = match first {
-            // A long number on a narrow terminal: the text begins below it.
+            // With a long number on a narrow terminal the text begins below it.
             0..FIRST_MIN => [vec![String::new()], wrap(&text, further, further)].concat(),
             first => wrap(&text, first, further),
         };
@@ -135,11 +135,11 @@ fn verb(kind: EventKind) -> (&'static str, Style) {
     }
 }
 
-/// The name column: target the line is about.
+/// Returns the text of the name column.
 fn who(view: &EventView<'_>, names: &DisplayNames) -> String {
     match (view.user, view.gateway, view.kind) {
         (Some(user), ..) => match (&view.name, view.kind) {
-            // A message says itself what its sender is called.
+            // A message holds its sender's name.
             (Some(name), EventKind::RoomMessage | EventKind::DirectMessage) if !name.is_empty() => {
                 name.to_string()
             }
@@ -159,12 +159,12 @@ fn who(view: &EventView<'_>, names: &DisplayNames) -> String {
     }
 }
 
-/// What a user is called, or their number, which is never cut.
+/// Returns a user's name, or the number, which is never cut.
 fn called(names: &DisplayNames, app: Option<AppId>, user: UserId) -> String {
     names.of(app, user).map_or_else(|| user.to_string(), str::to_owned)
 }
 
-/// DisplayNames are cut, numbers are not: half a number is another number.
+/// Truncates names but not numbers: half a number is another number.
 fn cut_name(name: &str) -> String {
     if name.bytes().all(|byte| byte.is_ascii_digit()) {
         return name.to_owned();
@@ -187,7 +187,7 @@ fn text(view: &EventView<'_>, names: &DisplayNames) -> String {
         }
     };
     let reason = || view.reason.as_deref().unwrap_or_default();
-    // Where the name column shows the number, it is not said twice.
+    // Where the name column shows the number, the text omits it.
     let user = || match view.user.filter(|user| names.of(app, *user).is_some()) {
         Some(user) => format!("user {user} "),
         None => String::new(),

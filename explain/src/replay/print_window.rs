@@ -1,4 +1,4 @@
-//! From a window to standard output.
+//! Prints a window to standard output.
 
 use std::{
     collections::VecDeque,
@@ -22,43 +22,43 @@ use crate::{
     timestamp,
 };
 
-/// Entries read ahead, so that those who come in have the names they speak under later.
+/// Entries read ahead, so that joins are shown with names from later messages.
 const AHEAD: usize = 2_000;
 /// Bytes written at once.
 const WRITE_BYTES: usize = 64 * 1024;
 
-/// An entry, and what it says, if it says anything.
+/// An entry and its decoded record, if it has one.
 struct Read {
     entry: LogEntry,
     record: Option<Record>,
 }
 
-/// What views are written as.
+/// The format of the lines.
 #[derive(Debug)]
 pub(crate) enum LineFormat {
     Pretty(Layout),
     Json,
 }
 
-/// What came of a replay.
+/// The result of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PrintSummary {
-    /// Happenings written.
+    /// Views written.
     pub(crate) views: u64,
-    /// The last entry's time, if there was one.
+    /// Time of the last entry, if there was one.
     pub(crate) last_ms: Option<u64>,
 }
 
-/// Whether the reader waits for what is yet to come.
+/// Whether entries are printed as they arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PrintMode {
-    /// What is there is there: it may be waited for.
+    /// The window is complete: the look-ahead may wait for entries.
     Whole,
-    /// What comes is shown as it comes.
+    /// Entries are shown as they arrive.
     Live,
 }
 
-/// Plays `window` until its end, or until `over`.
+/// Prints `window` until its end, or until `over`.
 pub(crate) async fn print_window(
     window: &mut LogWindow,
     selection: &Selection,
@@ -72,7 +72,7 @@ pub(crate) async fn print_window(
     let mut out = Out::default();
     loop {
         if ahead.is_empty() {
-            out.flush()?; // while nothing is there, what was there is shown
+            out.flush()?; // shows the finished lines before it waits
             if out.is_closed() {
                 return Ok(told);
             }
@@ -105,7 +105,7 @@ pub(crate) async fn print_window(
     Ok(told)
 }
 
-/// Reads what lies ready. Nothing is left ahead only at the window's end.
+/// Fills the look-ahead. It stays empty only at the window's end.
 async fn fill(
     window: &mut LogWindow,
     ahead: &mut VecDeque<Read>,
@@ -148,7 +148,7 @@ fn tell(mut view: EventView<'_>, names: &mut DisplayNames, form: &mut LineFormat
     }
 }
 
-/// Standard output. Nobody listening there any more is an end, not a fault.
+/// Buffered standard output. A closed output ends the replay and is no error.
 #[derive(Debug, Default)]
 struct Out {
     text: String,

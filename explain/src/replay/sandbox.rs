@@ -1,5 +1,4 @@
-//! A window of the log into another NATS: a sandbox that runs the ordinary
-//! system, where the night can be lived through again.
+//! Appends a window to the log of another NATS, a sandbox on which an ordinary system runs.
 
 use std::time::Duration;
 
@@ -22,26 +21,26 @@ use super::{
 };
 use crate::{access::LogAccessConfig, log::window::LogWindow, terminal::progress};
 
-/// How long the sandbox may take to answer.
+/// Time in which the sandbox must answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the events come from, as far as it must not be where they go.
+/// The origin of the events, which must not be the sandbox itself.
 pub(crate) enum EventOrigin<'a> {
     Log(&'a Bus),
-    /// A capsule, and when the log it was taken from was made, ns since 1970.
+    /// A capsule, with the creation time of its log in ns since 1970.
     Capsule {
         created_ns: &'a str,
     },
 }
 
-/// The other log.
+/// The log to append to.
 pub(crate) struct Sandbox {
     bus: Bus,
     shown: String,
     translator: Translator,
 }
 
-/// What came of it.
+/// Counts of a play.
 #[derive(Debug, Default)]
 struct Counts {
     appended: u64,
@@ -92,7 +91,7 @@ impl Sandbox {
         Ok(Self { bus, shown, translator: Translator::new(run) })
     }
 
-    /// Checks that a room can be played there, and keeps its id from being given again.
+    /// Checks that a room can be played there, and reserves its id.
     pub(crate) async fn make_way(&self, app: AppId, room: RoomId) -> anyhow::Result<()> {
         let closed = self.bus.read_last(&subject::room(app, room, RoomKind::Closed)).await?;
         ensure!(
@@ -104,8 +103,8 @@ impl Sandbox {
         self.bus.skip_room_ids(room).await.context("keep the room's id from being given again")
     }
 
-    /// Appends what came before, then the window at its pace, then the ends of
-    /// the gateways that are not there; those also when stopped.
+    /// Appends the seed events, then the window at its pace, then the ends of the
+    /// replayed gateways; the ends also when stopped.
     pub(crate) async fn play(
         mut self,
         before: Vec<LogEntry>,
@@ -168,11 +167,11 @@ impl Sandbox {
         let key = self.translator.key(entry);
         let appended = self.bus.append(subject, &record, &key, condition, APPEND_DEADLINE).await;
         match appended {
-            Ok(appended) => {
-                self.translator.stored(entry.msg_id(), appended.msg_id);
+            Ok(msg_id) => {
+                self.translator.stored(entry.msg_id(), msg_id);
                 counts.appended += 1;
             }
-            // An earlier window of the same room has opened it.
+            // A play of an earlier window has opened the room.
             Err(AppendError::Taken { .. }) if opening => counts.left_out += 1,
             Err(error) => bail!(anyhow::Error::from(error).context("write into the sandbox")),
         }
@@ -192,7 +191,7 @@ impl Sandbox {
     }
 }
 
-/// As whoever wrote it first had to meet it.
+/// Returns the append condition with which the original event was stored.
 fn condition_of(record: &Record) -> AppendCondition {
     match record.event {
         Event::RoomOpened { .. } | Event::RoomClosed { .. } => AppendCondition::First,

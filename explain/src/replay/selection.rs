@@ -1,5 +1,4 @@
-//! Which part of the log is wanted: the subjects that hold it, and what of
-//! those is meant.
+//! Selects a part of the log: the subjects to read, and the views to show of them.
 
 use qiyu_nats::{
     Bus,
@@ -13,10 +12,10 @@ use qiyu_schema::{
 
 use crate::log::event_view::{EventView, UnackedView};
 
-/// What somebody wants to see.
+/// The selected part of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Selection {
-    /// One room: its own subjects, and the ends of gateways as its partition hears of them.
+    /// One room: its own subjects, and the ends of gateways in its partition.
     Room(AppId, RoomId),
     /// One user.
     User(AppId, UserId, Breadth),
@@ -24,12 +23,12 @@ pub(crate) enum Selection {
     Everything(Option<AppId>),
 }
 
-/// How far to look for what a user did.
+/// How widely the actions of a user are searched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Breadth {
     /// In these rooms, which the user's logins name.
     Rooms(Vec<RoomId>),
-    /// Wherever anybody of the app said anything.
+    /// In all rooms of the app.
     Wide,
 }
 
@@ -37,7 +36,7 @@ pub(crate) enum Breadth {
 /// A consumer with hundreds of filters is slow to make (nats-server #4888).
 const ROOMS_MAX: usize = 64;
 
-/// What is read of each room a user was in.
+/// The kinds read of each room a user was in.
 const KINDS_OF_A_MEMBER: [RoomKind; 6] = [
     RoomKind::Msg,
     RoomKind::Members,
@@ -48,10 +47,11 @@ const KINDS_OF_A_MEMBER: [RoomKind; 6] = [
 ];
 
 impl Selection {
-    /// The subjects to read; none: all of them. No two overlap: NATS refuses a
-    /// consumer whose filters do. One that matches nearly everything costs the
-    /// server 40 µs an event with a million under 4000 subjects, where none
-    /// costs 2.4 (measured, 2.15.1): so an app is picked out here, not there.
+    /// Returns the subjects to read; empty means all. No two overlap: NATS refuses a
+    /// consumer with overlapping filters. With a million events under 4000 subjects, a
+    /// filter that matches nearly everything costs the server 40 µs an event. No filter
+    /// costs 2.4 (measured, 2.15.1). So an app is selected by the reader, not by the
+    /// server.
     pub(crate) fn filters(&self) -> Vec<String> {
         match self {
             Self::Room(app, room) => vec![
@@ -88,7 +88,7 @@ impl Selection {
         }
     }
 
-    /// Whether this is meant, among what the subjects hold.
+    /// Whether a view belongs to the selection.
     pub(crate) fn wants(&self, view: &EventView<'_>) -> bool {
         match self {
             Self::Room(..) | Self::Everything(None) => true,
@@ -105,12 +105,12 @@ impl Selection {
         }
     }
 
-    /// Whether every line is about the same room, so that none need name it.
+    /// Whether all lines are about the same room, so that none must name it.
     pub(crate) fn is_one_room(&self) -> bool {
         matches!(self, Self::Room(..))
     }
 
-    /// What the reader is told of how much this covers.
+    /// Describes the coverage of the selection.
     pub(crate) fn coverage(&self) -> String {
         match self {
             Self::Room(app, room) => format!("room {room} of app {app}"),
@@ -130,16 +130,14 @@ impl Selection {
     }
 }
 
-/// The rooms a user entered, as the logins of the whole log tell; all of the
-/// app if they are too many. A login names its room, and a connection changes none.
+/// Finds the rooms a user joined, from the logins of the whole log; the whole app if they
+/// are too many. A login names its room, and a connection never changes its room.
 pub(crate) async fn rooms_of(bus: &Bus, app: AppId, user: UserId) -> Result<Breadth, ReadError> {
     let sessions = subject::sessions(Partition::of_user(app, user), app);
-    let mut reader = bus.read_history(vec![sessions], ReadFrom::After(0)).await?;
-    let mut pending = reader.pending_at_start();
+    let reader = bus.read_history(vec![sessions], ReadFrom::After(0)).await?;
+    let mut reader = reader.to_present_end();
     let mut rooms = Vec::new();
-    while 0 < pending {
-        let entry = reader.next().await?;
-        pending = entry.pending;
+    while let Some(entry) = reader.next().await? {
         let Ok(record) = entry.record() else { continue };
         let Event::SessionsChanged { changes, .. } = record.event else { continue };
         for change in changes {
@@ -159,7 +157,7 @@ pub(crate) async fn rooms_of(bus: &Bus, app: AppId, user: UserId) -> Result<Brea
 mod tests {
     use super::*;
 
-    /// Whether a subject can match both filters, by NATS's rules.
+    /// Whether a subject can match both filters, by the rules of NATS.
     fn overlap(one: &str, other: &str) -> bool {
         let (mut one, mut other) = (one.split('.'), other.split('.'));
         loop {

@@ -1,10 +1,9 @@
-//! An event of one log in the words of another.
+//! Translates events of one log into events of another.
 //!
-//! Rooms and users keep their ids, and so their partitions. What must change:
-//! positions, which the other log gives itself; gateways, which do not live
-//! there, so each gets a name nobody else has and an end of its own; the names
-//! senders gave their messages, which the other log may know from an earlier
-//! replay; and times, which move with the window.
+//! Rooms and users keep their ids, and so their partitions. Positions change, because the
+//! other log assigns its own. Gateways get unique names and an end of their own, because
+//! they do not run there. clientMsgIds get a prefix, because the other log may know them
+//! from an earlier replay. Times move with the window.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,29 +14,29 @@ use qiyu_schema::{
     subject,
 };
 
-/// Messages whose new ids are remembered, for those who read or owe them later.
+/// Message ids kept for later references by reads and unacknowledged messages.
 const POSITIONS_MAX: usize = 1_000_000;
-/// Characters an id or a name may have.
+/// Characters of an id or a name, at most.
 const NAME_CHARS_MAX: usize = 64;
 
 /// Translates one window into one log.
 #[derive(Debug)]
 pub(crate) struct Translator {
-    /// PrintSummary apart from every other replay by this.
+    /// A prefix that is unique among all replays.
     run: String,
     positions: BTreeMap<MsgId, MsgId>,
-    /// Lives met, by their old names, and the partitions that know the new ones.
+    /// Incarnations by their old names, and the partitions that know the new ones.
     gateways: BTreeMap<Incarnation, (Incarnation, BTreeSet<Partition>)>,
 }
 
-/// What becomes of an event.
+/// The result of a translation.
 #[derive(Debug)]
 pub(crate) enum Translated {
-    /// This.
+    /// The translated event.
     Event { subject: String, record: Box<Record> },
-    /// Nothing: it is about what is not there.
+    /// No event: it refers to something that the other log lacks.
     Meaningless,
-    /// Nobody here knows what it says.
+    /// The event is of a kind that this build does not know.
     Unknown,
 }
 
@@ -47,7 +46,7 @@ impl Translator {
         Self { run, positions: BTreeMap::new(), gateways: BTreeMap::new() }
     }
 
-    /// `entry` as if it happened at `now_ms`.
+    /// Translates `entry` as if it happened at `now_ms`.
     pub(crate) fn translate(&mut self, entry: &LogEntry, now_ms: u64) -> Translated {
         let Ok(mut record) = entry.record() else { return Translated::Unknown };
         let Some(partition) = entry.partition() else { return Translated::Unknown };
@@ -59,7 +58,7 @@ impl Translator {
             | Event::DirectMessageSent { sender, .. }
             | Event::BusinessSent { sender, .. }
             | Event::ContentRefused { sender, .. } => self.rename_sender(sender),
-            // Whoever only counted or spoke needs no end: it holds nobody.
+            // A gateway without members or sessions needs no end.
             Event::RoomLiked { gateway, .. } => *gateway = self.named(gateway),
             Event::MembersChanged { gateway, changes, .. } => {
                 *gateway = self.met(gateway, partition);
@@ -103,12 +102,12 @@ impl Translator {
         Translated::Event { subject, record: Box::new(record) }
     }
 
-    /// The key under which an entry is stored once, however often it is sent.
+    /// Returns the deduplication key of an entry, equal on every attempt.
     pub(crate) fn key(&self, entry: &LogEntry) -> String {
         format!("replay:{}:{}:{}", self.run, entry.seq, entry.subject)
     }
 
-    /// Learns under which id a message lies in the other log.
+    /// Records the id of a message in the other log.
     pub(crate) fn stored(&mut self, old: MsgId, new: MsgId) {
         if POSITIONS_MAX <= self.positions.len() {
             self.positions.pop_first();
@@ -116,8 +115,8 @@ impl Translator {
         self.positions.insert(old, new);
     }
 
-    /// The ends of all lives that were met: nobody must stay in a room whose
-    /// gateway never was.
+    /// Returns the end of every replayed incarnation, so that its members do not stay
+    /// in a room.
     pub(crate) fn ends(&self) -> Vec<(String, Record)> {
         let lives = self.gateways.values();
         let ends = lives.flat_map(|(gateway, partitions)| {
@@ -155,13 +154,15 @@ impl Translator {
         new
     }
 
-    /// Epochs stay: a newer life still ends the older ones.
+    /// Renames an incarnation. The epoch stays: a newer incarnation still ends the
+    /// older ones.
     fn named(&self, old: &Incarnation) -> Incarnation {
         let id = self.prefixed(old.id.as_str()).parse::<GatewayId>();
         Incarnation { id: id.unwrap_or_else(|_| old.id.clone()), epoch: old.epoch }
     }
 
-    /// PrintSummary apart by its end where the whole is too long: names count up there.
+    /// Prefixes a name. Where the whole is too long its end is kept, because names
+    /// count up there.
     fn prefixed(&self, name: &str) -> String {
         let room = NAME_CHARS_MAX - self.run.len() - 1;
         let end = &name[name.len().saturating_sub(room)..];

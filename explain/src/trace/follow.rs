@@ -1,5 +1,5 @@
-//! What the log tells after a message: the fold goes on from it, and whatever
-//! the fold asks for about this message is noted.
+//! Follows a message in the log: the fold continues from it, and every effect about the
+//! message is noted.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -21,12 +21,12 @@ use super::message::{
     MessageKind, MessageTrace, PlannedDelivery, RecipientAck, SendCause, UnackedReport,
 };
 
-/// How long after a room message something may still be done about it: as long
-/// as an envelope may lie in a queue, then its gateway's burial and takeover,
-/// and the minute in which those who lost it may come back.
+/// Time after a room message in which the log may still concern it. It is the time an
+/// envelope may stay in a queue, then its gateway's removal and reassignment, and the
+/// minute in which recipients may return.
 const ROOM_HORIZON: Duration = Duration::from_secs(OUTBOX_AGE_MAX.as_secs() + 300);
 
-/// Folds the message and what follows it into `fold`, which is as of right before it.
+/// Applies the message and the events after it to `fold`, which is as of right before it.
 pub(super) async fn follow(
     bus: &Bus,
     partition: Partition,
@@ -41,31 +41,30 @@ pub(super) async fn follow(
         None => u64::MAX, // it waits for its recipient
     };
     let filter = vec![subject::partition(partition)];
-    let mut reader = bus.read_history(filter, ReadFrom::After(entry.seq - 1)).await?;
-    let mut left = reader.pending_at_start();
-    while 0 < left && trace.taken.is_none() && trace.expiry.is_none() {
-        let next = reader.next().await?;
+    let reader = bus.read_history(filter, ReadFrom::After(entry.seq - 1)).await?;
+    let mut reader = reader.to_present_end();
+    while trace.taken.is_none() && trace.expiry.is_none() {
+        let Some(next) = reader.next().await? else { break };
         if horizon < next.written_ms {
             break;
         }
         trace.searched.log_until_ms = next.written_ms;
-        left = next.pending;
         let Ok(record) = next.record() else { continue }; // set aside by its owner, too
         note_event(&fold, &next, &record, user, trace);
         let effects = fold.apply(next.msg_id(), record).unwrap_or_default();
         note_effects(&fold, &next, effects, trace);
         note_forgetting(&fold, &next, trace);
     }
+    let at_end = reader.is_at_end();
     reader.close().await;
-    if left == 0 {
+    if at_end {
         trace.searched.log_until_ms = qiyu_nats::now_ms();
         note_age(trace);
     }
     Ok(())
 }
 
-/// A 1:1 message that waits no more and was not acknowledged: of those that wait
-/// only the newest are kept, and none longer than a week.
+/// Notes that a direct message expired: only the newest wait, and none longer than a week.
 fn note_forgetting(fold: &Fold, entry: &LogEntry, trace: &mut MessageTrace) {
     let MessageKind::Direct { to, .. } = trace.kind else { return };
     let repeated = matches!(trace.decision, Decision::Duplicate { .. });
@@ -90,7 +89,7 @@ fn waits_until_ms(trace: &MessageTrace) -> u64 {
     trace.accepted_ms.saturating_add(millis(INBOX_AGE_MAX))
 }
 
-/// Where everybody was right before the message.
+/// Notes the audience right before the message.
 fn look_around(fold: &Fold, user: Option<UserId>, trace: &mut MessageTrace) {
     let Some(room) = trace.kind.room() else { return };
     let Some(state) = fold.room_state(trace.app, room) else {
@@ -107,7 +106,7 @@ fn look_around(fold: &Fold, user: Option<UserId>, trace: &mut MessageTrace) {
     }
     let silent = match trace.kind {
         MessageKind::Room { .. } => trace.sender.as_ref().and_then(|sender| sender.user),
-        _ => None, // everybody hears of a closing
+        _ => None, // all members receive a closing
     };
     let hears = state.members.into_iter().filter(|member| Some(member.user) != silent);
     trace.audience = hears
@@ -120,7 +119,8 @@ fn look_around(fold: &Fold, user: Option<UserId>, trace: &mut MessageTrace) {
         .collect();
 }
 
-/// What an event itself says about the message or those it was for. `fold` is as of before it.
+/// Notes the facts an event itself states about the message or its audience. `fold` is as
+/// of before the event.
 fn note_event(
     fold: &Fold,
     entry: &LogEntry,
@@ -200,7 +200,7 @@ fn note_event(
     }
 }
 
-/// What the fold asks for about the message. `fold` is as of after the event.
+/// Notes the effects of the fold about the message. `fold` is as of after the event.
 fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, trace: &mut MessageTrace) {
     let (event, at_ms) = (entry.msg_id(), entry.written_ms);
     for effect in effects {
@@ -259,20 +259,20 @@ fn note_effects(fold: &Fold, entry: &LogEntry, effects: Vec<Effect>, trace: &mut
     }
 }
 
-/// Entries about one user that are looked at, the newest: with more they have
-/// come and gone so often that what was before hardly matters.
+/// Membership entries of one user that are read, the newest. With more of them the older
+/// ones hardly matter.
 const STEPS_MAX: usize = 64;
 
-/// How somebody came and went.
+/// Joins and leaves of a user before the message.
 #[derive(Default)]
 pub(super) struct MembershipSteps {
-    /// The last thing that changed whether they were there, on any connection.
+    /// The last join or leave, on any connection.
     pub(super) last: Option<MembershipStep>,
-    /// The last time they entered.
+    /// The last join.
     pub(super) entered: Option<MembershipStep>,
 }
 
-/// How `user` came to a room and went before `seq`.
+/// Reads the joins and leaves of `user` in a room before `seq`.
 pub(super) async fn steps(
     bus: &Bus,
     (app, room): (AppId, RoomId),
@@ -311,7 +311,7 @@ pub(super) async fn steps(
             }
         }
     }
-    // What is still open ended with its gateway, if that has ended.
+    // A connection that is still open ended with its gateway, if that has ended.
     for (gateway, _) in open {
         let subject = subject::gateway_gone(Partition::of_room(app, room), &gateway.id);
         let its_end = |entry: &LogEntry| match entry.record().map(|record| record.event) {

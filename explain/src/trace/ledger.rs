@@ -1,4 +1,4 @@
-//! What the ledger tells of a message.
+//! Reads the ledger's records of a message.
 
 use std::time::Duration;
 
@@ -17,21 +17,22 @@ use super::{
     },
 };
 
-/// How long after it was handed over an envelope's outcome is looked for: while
-/// it may lie in a queue, and as long again as its copies may take.
+/// Time after a dispatch in which its outcome is searched: the time an envelope may stay in
+/// a queue, and as long again for its copies.
 const OUTCOME_HORIZON: Duration = Duration::from_secs(OUTBOX_AGE_MAX.as_secs() + 300);
-/// And for how long at least, even when all that is expected has been found:
-/// what was sent beside its envelope ends later.
+/// Minimum of that time, also when every expected outcome has been found: messages sent
+/// without an envelope end later.
 const OUTCOME_AFTERMATH: Duration = Duration::from_secs(60);
-/// The log's and the ledger's times are of one server, but taken one after the other.
+/// Tolerance between the times of log and ledger: both are of one server, but not taken
+/// together.
 const BEFORE: Duration = Duration::from_secs(1);
 
-/// Looks for everything about the message.
+/// Reads all records about the message.
 pub(super) async fn look(bus: &Bus, trace: &mut MessageTrace) -> anyhow::Result<()> {
     for (from_ms, until_ms) in windows(trace) {
         look_between(bus, from_ms, until_ms, trace).await?;
     }
-    // Few, and perhaps a day late: read to the end.
+    // These are few, and may come a day late: read to the end.
     let mut reader =
         bus.read_ledger(&[LedgerKind::Resumes, LedgerKind::Reads], trace.stored_ms).await?;
     while let Some(entry) = reader.next().await? {
@@ -43,7 +44,7 @@ pub(super) async fn look(bus: &Bus, trace: &mut MessageTrace) -> anyhow::Result<
     Ok(())
 }
 
-/// The times around which something was handed over, none inside another.
+/// Returns the time ranges around the dispatches, merged where they overlap.
 fn windows(trace: &MessageTrace) -> Vec<(u64, u64)> {
     let mut starts: Vec<u64> = trace.dispatches.iter().map(|dispatch| dispatch.at_ms).collect();
     starts.push(trace.stored_ms);
@@ -87,7 +88,7 @@ async fn look_between(
     Ok(())
 }
 
-/// Whether every envelope of this window has an outcome, or never will.
+/// Whether every envelope of this range has an outcome, or never will.
 fn is_settled(trace: &MessageTrace, from_ms: u64, until_ms: u64) -> bool {
     let dispatches = trace.dispatches.iter().filter(|d| (from_ms..=until_ms).contains(&d.at_ms));
     dispatches.into_iter().all(|dispatch| {
@@ -102,7 +103,7 @@ fn is_settled(trace: &MessageTrace, from_ms: u64, until_ms: u64) -> bool {
 }
 
 fn note(entry: LedgerEntry, trace: &mut MessageTrace) {
-    match entry.page {
+    match entry.record {
         LedgerRecord::Outcomes(batch) => {
             let about = batch.outcomes.into_iter().filter(|o| o.msg_id == trace.msg_id);
             for outcome in about {
@@ -134,7 +135,8 @@ fn note(entry: LedgerEntry, trace: &mut MessageTrace) {
                     }
                     _ => continue,
                 };
-                // What had been acknowledged before does not wait any more.
+                // A message that was acknowledged before does not wait any
+                // more.
                 let taken = trace.taken.as_ref();
                 let gone = way == ReadPath::OfflinePull
                     && taken.is_some_and(|taken| taken.at_ms <= entry.stored_ms);
@@ -147,5 +149,5 @@ fn note(entry: LedgerEntry, trace: &mut MessageTrace) {
     }
 }
 
-/// What `/im/history` shows.
+/// The business code that `/im/history` shows.
 const CHAT: i32 = 5555;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{follow, ledger};
 
-/// One message, from its acceptance to whatever became of it.
+/// The trace of one message, from its acceptance to its outcomes.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct MessageTrace {
     pub(super) msg_id: MsgId,
@@ -22,46 +22,47 @@ pub(super) struct MessageTrace {
     pub(super) app: AppId,
     #[serde(flatten)]
     pub(super) kind: MessageKind,
-    /// `None`: the system itself, as when a room closes by itself.
+    /// `None`: the system itself, for example at the automatic closing of a room.
     pub(super) sender: Option<Submission>,
-    /// By its writer's clock, as the next ones by the server's; all ms since 1970.
+    /// By the writer's clock; the other times are by the server's. All in ms since
+    /// 1970.
     pub(super) accepted_ms: u64,
     pub(super) stored_ms: u64,
     #[serde(rename = "fate")]
     pub(super) decision: Decision,
-    /// Connections it was for, as the fold knew them right before it.
+    /// The connections of its audience, as the fold knew them right before it.
     pub(super) audience: Vec<AudienceMember>,
-    /// What the fold made of it, then and later.
+    /// The deliveries the fold planned, at once and later.
     pub(super) dispatches: Vec<PlannedDelivery>,
     pub(super) handovers: Vec<RecordedDispatch>,
     pub(super) outcomes: Vec<GatewayOutcome>,
     pub(super) departures: Vec<Departure>,
     pub(super) gateways_gone: Vec<GatewayEnd>,
     pub(super) left_behind: Vec<UnackedReport>,
-    /// When some connection of the recipient of a 1:1 message acknowledged it.
+    /// The first acknowledgement of a direct message by its recipient.
     pub(super) taken: Option<RecipientAck>,
-    /// When a 1:1 message ceased to wait without having been acknowledged.
+    /// The expiry of a direct message that was never acknowledged.
     #[serde(rename = "forgotten")]
     pub(super) expiry: Option<Expiry>,
-    /// Who read it over HTTP.
+    /// Reads over HTTP.
     pub(super) readings: Vec<HttpRead>,
-    /// What else is known of the user that was asked about.
+    /// Further facts about the user in question.
     pub(super) about: Option<UserContext>,
-    /// How far the search went.
+    /// The extent of the search.
     pub(super) searched: SearchExtent,
 }
 
-/// What kind of message.
+/// The kind of message.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(super) enum MessageKind {
-    /// Said in a room.
+    /// A message to a room.
     #[serde(rename = "said")]
     Room { room: RoomId, biz_code: i32 },
-    /// Written to one user.
+    /// A direct message.
     #[serde(rename = "whispered")]
     Direct { to: UserId, biz_code: i32 },
-    /// The closing of a room, which its members hear of.
+    /// The closing of a room, which is sent to its members.
     Closing { room: RoomId },
 }
 
@@ -74,12 +75,12 @@ impl MessageKind {
     }
 }
 
-/// Who sent it, and through what.
+/// The sender, and the connection used.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Submission {
-    /// `None`: a server of an integrator.
+    /// `None`: an integrator's server.
     pub(super) user: Option<UserId>,
-    /// `None`: neither a closing nor what a server says comes through a socket.
+    /// `None`: closings and messages of a server do not come through a socket.
     pub(super) through: Option<Ingress>,
 }
 
@@ -90,18 +91,18 @@ pub(super) struct Ingress {
     pub(super) client_msg_id: Option<ClientMsgId>,
 }
 
-/// What the fold decided about it.
+/// The decision of the fold about it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "decided", rename_all = "snake_case")]
 pub(super) enum Decision {
-    /// It went to whoever was there.
+    /// It was sent to its audience.
     Delivered,
-    /// There was nobody to hear it.
+    /// It had no recipient.
     #[serde(rename = "unheard")]
     NoRecipient,
     /// Its room had been closed before.
     RoomClosed { closed: MsgId },
-    /// Its sender had used its name before: the first copy counts.
+    /// Its sender had used the clientMsgId before: the first message counts.
     #[serde(rename = "repeated")]
     Duplicate { first: MsgId },
 }
@@ -111,33 +112,34 @@ pub(super) struct AudienceMember {
     pub(super) user: UserId,
     pub(super) gateway: Incarnation,
     pub(super) connection: ConnId,
-    /// The event it entered with. `None`: it was for the user, not for a room.
+    /// The event of its join. `None`: the message was for the user, not for a room.
     pub(super) joined: Option<MsgId>,
 }
 
-/// One envelope the fold asked for.
+/// One envelope planned by the fold.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct PlannedDelivery {
     pub(super) to: Incarnation,
     pub(super) because: SendCause,
     /// By the server's clock.
     pub(super) at_ms: u64,
-    /// For whom, where the envelope names them.
+    /// The recipients, where the envelope names them.
     pub(super) connections: Vec<(ConnId, Option<UserId>)>,
 }
 
-/// Why a message is sent.
+/// The cause of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "because", rename_all = "snake_case")]
 pub(super) enum SendCause {
-    /// It was said.
+    /// The message itself.
     #[serde(rename = "said")]
     Message,
-    /// Its recipient logged in.
+    /// The recipient logged in.
     Login { event: MsgId },
-    /// Somebody who owed it left, or a gateway died, and they are back.
+    /// A recipient without an acknowledgement left, or a gateway died, and the user is
+    /// back.
     Return { event: MsgId },
-    /// Somebody entered a closed room.
+    /// A user entered a closed room.
     Late { event: MsgId },
 }
 
@@ -151,7 +153,7 @@ pub(super) struct RecordedDispatch {
     pub(super) because: Option<MsgId>,
 }
 
-/// How it ended at one gateway.
+/// The outcome at one gateway.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct GatewayOutcome {
     pub(super) gateway: Incarnation,
@@ -161,7 +163,7 @@ pub(super) struct GatewayOutcome {
 }
 
 impl GatewayOutcome {
-    /// Whether it can be the outcome of this sending.
+    /// Whether it can be the outcome of this delivery.
     pub(super) fn answers(&self, dispatch: &PlannedDelivery) -> bool {
         let via = self.outcome.via;
         self.gateway == dispatch.to
@@ -174,7 +176,7 @@ impl GatewayOutcome {
             }
     }
 
-    /// Connections that did not acknowledge and are not named.
+    /// Returns the number of connections that did not acknowledge and are not named.
     pub(super) fn unnamed(&self) -> u64 {
         let not = u64::from(self.outcome.given_up) + u64::from(self.outcome.left);
         not.saturating_sub(u64::try_from(self.outcome.exceptions.len()).unwrap_or(u64::MAX))
@@ -185,30 +187,31 @@ impl GatewayOutcome {
     }
 }
 
-/// A connection of the audience that left.
+/// A connection of the audience that left the room.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Departure {
     pub(super) user: UserId,
     pub(super) gateway: Incarnation,
     pub(super) connection: ConnId,
     pub(super) at_ms: u64,
-    /// The last message it was there for, at its gateway. `None`: an older build's word.
+    /// The last message its gateway had handled for it. `None`: an older build does not
+    /// say.
     pub(super) heard: Option<MsgId>,
 }
 
-/// The end of a gateway that it was sent to.
+/// The end of a gateway to which it was sent.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct GatewayEnd {
     pub(super) gateway: Incarnation,
     pub(super) at_ms: u64,
 }
 
-/// It was found unacknowledged where its recipients had left.
+/// It was reported unacknowledged at a gateway that its recipients had left.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct UnackedReport {
     pub(super) gateway: Incarnation,
     pub(super) at_ms: u64,
-    /// `None`: all the dead gateway had in the room.
+    /// `None`: all members that the dead gateway had in the room.
     pub(super) users: Option<Vec<UserId>>,
     pub(super) sends: u32,
 }
@@ -219,11 +222,11 @@ pub(super) struct RecipientAck {
     pub(super) at_ms: u64,
 }
 
-/// It waits for nobody any more.
+/// The end of waiting without an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Expiry {
     pub(super) at_ms: u64,
-    /// The newer message that took its place. `None`: its age did.
+    /// The newer message that displaced it. `None`: its age.
     pub(super) because: Option<MsgId>,
 }
 
@@ -241,16 +244,16 @@ pub(super) enum ReadPath {
     OfflinePull,
 }
 
-/// What else the record knows of one user, around the message.
+/// Further facts about one user, around the message.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct UserContext {
-    /// The last time they entered or left the room before it.
+    /// The last join or leave before the message.
     pub(super) before: Option<MembershipStep>,
-    /// The last time they entered it before.
+    /// The last join before the message.
     pub(super) entered: Option<MembershipStep>,
-    /// The first time they entered the room after it.
+    /// The first join after the message.
     pub(super) after: Option<MembershipStep>,
-    /// Measures against them in the room at that moment.
+    /// Sanctions against the user in the room at that time.
     pub(super) measures: Option<SanctionEntry>,
 }
 
@@ -265,21 +268,22 @@ pub(super) struct MembershipStep {
 pub(super) enum Direction {
     Entered,
     Left,
-    /// With their gateway.
+    /// Lost with the gateway.
     Lost,
 }
 
-/// What was looked at; what is not there was not in it.
+/// The searched part of the record.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct SearchExtent {
-    /// The log up to this time, ms since 1970.
+    /// The log was read up to this time, ms since 1970.
     pub(super) log_until_ms: u64,
-    /// Outcomes and hand-overs up to this time; resumes and readings up to now.
+    /// Outcomes and dispatches were read up to this time; resumes and reads up to now.
     pub(super) ledger_until_ms: u64,
 }
 
 impl MessageTrace {
-    /// Reads everything about `msg_id`; with `user`, also where they were.
+    /// Reads the trace of `msg_id`; with `user`, also the joins and leaves of that
+    /// user.
     pub(super) async fn read(
         bus: &Bus,
         msg_id: MsgId,
@@ -304,7 +308,7 @@ impl MessageTrace {
         Ok(trace)
     }
 
-    /// What its own entry tells.
+    /// Starts a trace with the facts of the message's own entry.
     fn begin(entry: &LogEntry, record: Record) -> anyhow::Result<Self> {
         let through =
             |sender: Sender| Submission {
@@ -353,7 +357,7 @@ impl MessageTrace {
         })
     }
 
-    /// When a connection it was for left the room.
+    /// Returns the departure of a connection of the audience.
     pub(super) fn departure(
         &self,
         gateway: &Incarnation,
@@ -363,7 +367,7 @@ impl MessageTrace {
         self.departures.iter().find(is)
     }
 
-    /// When a gateway ended, if it did.
+    /// Returns the end of a gateway, if it ended.
     pub(super) fn gone(&self, gateway: &Incarnation) -> Option<&GatewayEnd> {
         self.gateways_gone.iter().find(|gone| gone.gateway == *gateway)
     }

@@ -1,4 +1,4 @@
-//! A message's life as people read it.
+//! Prints a trace, one line for each step.
 
 use std::fmt::Write as _;
 
@@ -11,10 +11,10 @@ use super::message::{
     SendCause,
 };
 
-/// Users named on one line; the JSON form has all.
+/// Users named on one line. The JSON form names all.
 const NAMES_MAX: usize = 10;
 
-/// Everything, a line for each step.
+/// Formats the whole trace, one line for each step.
 pub(super) fn pretty(trace: &MessageTrace) -> String {
     let mut text = String::new();
     let mut line = |label: &str, rest: &str| {
@@ -103,7 +103,7 @@ pub(super) fn pretty(trace: &MessageTrace) -> String {
     format!("{}\n{text}", title(trace))
 }
 
-/// Why a 1:1 message waits for nobody any more.
+/// Explains the expiry of a direct message.
 pub(super) fn why_forgotten(expiry: Expiry) -> String {
     match expiry.because {
         Some(newer) => format!("newer ones took its place, {newer} the last of them"),
@@ -226,7 +226,7 @@ fn listed(kind: &str, names: impl ExactSizeIterator<Item = String>) -> String {
     format!("{kind} {}", names.join(", "))
 }
 
-/// What a further sending was for; `None` for the first.
+/// Explains a further delivery; `None` for the first.
 fn again(dispatch: &PlannedDelivery) -> Option<String> {
     let (why, event) = match dispatch.because {
         SendCause::Message => return None,

@@ -1,4 +1,4 @@
-//! "Did they get it, and if not why not": one sentence about one user.
+//! One sentence about one user: whether the message was received, and if not, why.
 
 use qiyu_schema::{
     ConnId, Incarnation, MsgId, UserId,
@@ -15,40 +15,40 @@ use super::{
 };
 use crate::timestamp::date_time;
 
-/// What became of the message at one connection.
+/// The outcome of the message at one connection.
 #[derive(Clone, Debug, PartialEq)]
 enum ConnectionOutcome {
-    /// At the latest then.
+    /// Acknowledged at the latest at that time.
     Acknowledged {
         by_ms: u64,
     },
     GivenUp {
         at_ms: u64,
     },
-    /// Written once; it had ignored several before.
+    /// Written once, because it had ignored several messages before.
     Lagging,
     /// The connection ended first.
     Left,
     /// It had ended before the message arrived.
     LeftBefore,
-    /// The gateway died with that knowledge.
+    /// The gateway died before it reported.
     GatewayDied {
         at_ms: u64,
     },
-    /// More did not acknowledge than are named.
+    /// More connections did not acknowledge than are named.
     NotNamed {
         unnamed: u64,
         of: u64,
     },
-    /// Some of those it was for had gone before, and it is not written down who.
+    /// Some of the audience had left before, and the record does not name them.
     Unclear,
-    /// Handed over, and nothing reported since.
+    /// Dispatched, without an outcome yet.
     Open,
-    /// Not even handed over, as far as the record goes.
+    /// Not dispatched, as far as the record goes.
     NotHandedOver,
 }
 
-/// The sentence.
+/// Returns the sentence about `user`.
 pub(super) fn of(trace: &MessageTrace, user: UserId) -> String {
     let (first, later) = (main_clause(trace, user), later(trace, user));
     let first = match (later.acknowledged, first.split_once(": ")) {
@@ -100,7 +100,7 @@ fn main_clause(trace: &MessageTrace, user: UserId) -> String {
     best(ends.collect(), user)
 }
 
-/// Of several connections the one with the best news.
+/// Describes the connection with the best outcome.
 fn best(ends: Vec<(&AudienceMember, ConnectionOutcome)>, user: UserId) -> String {
     let rank = |end: &ConnectionOutcome| match end {
         ConnectionOutcome::Acknowledged { .. } => 0,
@@ -194,11 +194,11 @@ fn absent(trace: &MessageTrace, user: UserId) -> String {
     sentence
 }
 
-/// How a ban is told as what made somebody leave.
+/// The clause for a ban that ended the membership.
 const BANNED: &str = ", because they were banned";
 
-/// Whether they had not left of their own accord. What is remembered is the newest
-/// measure of each kind: it may be about another time.
+/// Returns the sanction that ended the user's membership, as a clause. The record keeps the
+/// newest sanction of each kind only, which may be about another time.
 fn put_out(about: Option<&UserContext>) -> &'static str {
     let left = about.and_then(|about| about.before.as_ref());
     let left = left.filter(|step| step.direction == Direction::Left);
@@ -278,7 +278,7 @@ fn about_whisper(trace: &MessageTrace, user: UserId) -> String {
     }
 }
 
-/// How it ended for one connection that `dispatch` was for.
+/// Determines the outcome at one connection of `dispatch`.
 fn end_of(
     trace: &MessageTrace,
     dispatch: Option<&PlannedDelivery>,
@@ -321,7 +321,8 @@ fn end_of(
     let was_there = first && left.and_then(|left| left.heard).is_some();
     let gone_before = match first {
         false => 0,
-        // Who has not left is not among those of whom it is not said.
+        // A connection that has not left is not among the departures without a last
+        // message.
         true if left.is_none() => leavings(trace, gateway, |heard| heard < Some(trace.msg_id)),
         true => leavings(trace, gateway, |heard| heard.is_some_and(|heard| heard < trace.msg_id)),
     };
@@ -335,7 +336,7 @@ fn end_of(
     ConnectionOutcome::Acknowledged { by_ms: by_ms.unwrap_or(settled.at_ms) }
 }
 
-/// What an outcome says by name.
+/// Returns the outcome of a connection that the ledger names.
 fn excepted(settled: &GatewayOutcome, connection: ConnId) -> Option<ConnectionOutcome> {
     Some(match settled.exception(connection)?.reason {
         UnackedReason::Left => ConnectionOutcome::Left,
@@ -345,7 +346,7 @@ fn excepted(settled: &GatewayOutcome, connection: ConnId) -> Option<ConnectionOu
     })
 }
 
-/// How it stands where there is no outcome.
+/// Returns the state without a recorded outcome.
 fn unreported(trace: &MessageTrace, gateway: &Incarnation) -> ConnectionOutcome {
     match (trace.gone(gateway), handed_over(trace, gateway)) {
         (Some(gone), _) => ConnectionOutcome::GatewayDied { at_ms: gone.at_ms },
@@ -354,7 +355,7 @@ fn unreported(trace: &MessageTrace, gateway: &Incarnation) -> ConnectionOutcome 
     }
 }
 
-/// Connections it was for, as far as the log knows.
+/// Returns the number of connections it was for, as far as the log knows.
 fn known(trace: &MessageTrace, dispatch: &PlannedDelivery) -> usize {
     let here = |member: &&AudienceMember| member.gateway == dispatch.to;
     match (trace.kind, dispatch.because) {
@@ -365,7 +366,7 @@ fn known(trace: &MessageTrace, dispatch: &PlannedDelivery) -> usize {
     }
 }
 
-/// Of those it was for at a gateway, how many have left, having last heard what is `wanted`.
+/// Counts the departures at a gateway whose last handled message matches `wanted`.
 fn leavings(
     trace: &MessageTrace,
     gateway: &Incarnation,
@@ -375,7 +376,7 @@ fn leavings(
     departures.filter(|left| wanted(left.heard)).count()
 }
 
-/// The sendings to the same gateway whose outcomes look the same.
+/// Returns the deliveries to the same gateway whose outcomes look alike.
 fn alike<'a>(
     trace: &'a MessageTrace,
     dispatch: &'a PlannedDelivery,
@@ -395,20 +396,20 @@ fn count(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// Whether the record says, or the fold's word has to do, that the gateway was handed it.
+/// Whether the record shows that the message was dispatched to the gateway.
 fn handed_over(trace: &MessageTrace, gateway: &Incarnation) -> bool {
     let to_it = trace.handovers.iter().filter(|handover| handover.to.as_ref() == Some(gateway));
     let mut to_it = to_it.peekable();
     to_it.peek().is_some() && to_it.any(|handover| handover.how != DispatchKind::Refused)
 }
 
-/// What came after the first sending.
+/// Facts after the first delivery.
 struct Later {
     words: String,
     acknowledged: bool,
 }
 
-/// What they came by later, by other ways.
+/// Describes later ways in which the user received the message.
 fn later(trace: &MessageTrace, user: UserId) -> Later {
     let (mut words, mut acknowledged) = (String::new(), false);
     for dispatch in

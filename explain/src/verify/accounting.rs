@@ -1,8 +1,8 @@
-//! The conservation law: what was owed is acknowledged, given up, left, still
-//! in flight, or gone with a gateway, and nothing else.
+//! The conservation law: each expected delivery is acknowledged, given up, left, in flight,
+//! or gone with a gateway.
 //!
-//! What is owed says the fold; what became of it says the ledger. Only the last
-//! hour is counted: it is what one run an hour has to look at.
+//! The fold knows the expected deliveries, the ledger their outcomes. Only the last hour is
+//! counted, so one run an hour covers everything.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,29 +25,29 @@ use serde::Serialize;
 
 use super::{VerifyScope, key::Projection, rebuild::RebuiltFolds, report::Difference};
 
-/// How far back messages are counted.
+/// Age up to which messages are counted.
 const ACCOUNTED_WINDOW: Duration = Duration::from_secs(3600);
-/// Messages counted at most, the first of the hour.
+/// Messages counted at most, the first ones of the hour.
 const MESSAGES_MAX: usize = 500_000;
-/// Envelopes looked at in one gateway's queue. With more it is far behind, and
-/// what is missing is taken to be among the rest.
+/// Envelopes read from one gateway's queue. A longer queue is far behind, and missing
+/// messages are assumed to be in its rest.
 const QUEUED_MAX: usize = 5_000;
-/// What breaks the law is looked at once more after this, before it counts.
+/// Pause before a violation is checked a second time.
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
-/// Breaches named.
+/// Violations that are named.
 const BREACHES_MAX: usize = 50;
 
-/// What the log's last hour owes.
+/// Deliveries expected by the last hour of the log.
 pub(super) struct Accounting {
     since_ms: u64,
-    /// A message stored since may still be anywhere.
+    /// Messages stored since then may still be under way.
     young_since_ms: u64,
     room: Option<(AppId, RoomId)>,
     expected: BTreeMap<MsgId, ExpectedDelivery>,
     direct: HashMap<MsgId, (AppId, UserId)>,
     written: u64,
     read: u64,
-    /// The newest life of each gateway that is over.
+    /// The newest ended incarnation of each gateway.
     gone: HashMap<GatewayId, u64>,
     cut_off: bool,
 }
@@ -56,31 +56,31 @@ struct ExpectedDelivery {
     place: (AppId, RoomId),
     partition: Partition,
     stored_ms: u64,
-    /// Connections at each gateway.
+    /// Number of connections at each gateway.
     at: BTreeMap<Incarnation, u64>,
-    /// Connections it was sent to again, because their users had lost it.
+    /// Connections it was sent to again after a reassignment.
     again: u64,
 }
 
-/// One room's sums, in connections.
+/// The sums of one room, in connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct RoomSums {
     pub(super) app: Option<AppId>,
     pub(super) room: Option<RoomId>,
     pub(super) messages: u64,
-    /// Connections they were for.
+    /// Connections of the audiences.
     pub(super) accepted: u64,
     pub(super) acknowledged: u64,
     pub(super) given_up: u64,
     pub(super) left: u64,
     pub(super) in_flight: u64,
     pub(super) gone_with_a_gateway: u64,
-    /// Further deliveries, not among the accepted: what resumes brought, what was taken over.
+    /// Further deliveries, not among the accepted: by resumes and by reassignment.
     pub(super) resumed: u64,
     pub(super) taken_over: u64,
 }
 
-/// What came of it.
+/// The result of the accounting.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct AccountingReport {
     pub(super) since_ms: u64,
@@ -93,7 +93,7 @@ pub(super) struct AccountingReport {
     pub(super) breaches: Vec<Difference>,
 }
 
-/// 1:1 messages.
+/// Sums of direct messages.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct DirectSums {
     pub(super) accepted: u64,
@@ -103,7 +103,7 @@ pub(super) struct DirectSums {
     pub(super) forgotten: u64,
 }
 
-/// What one gateway reported of one message.
+/// The report of one gateway about one message.
 #[derive(Clone, Copy, Debug, Default)]
 struct ReportedSums {
     settled: bool,
@@ -111,7 +111,7 @@ struct ReportedSums {
     acknowledged: u64,
     given_up: u64,
     left: u64,
-    /// Whose outcome comes apart.
+    /// Connections whose outcome is reported separately.
     lagging: u64,
 }
 
@@ -125,7 +125,8 @@ impl ReportedSums {
             left: outcome.left.into(),
             lagging: outcome.lagging.into(),
         };
-        // Told twice: the fuller one, because the other was a repeat for nobody.
+        // Reported twice: the fuller one counts, because the other was a repeat
+        // without recipients.
         if !self.settled || self.resolved + self.lagging < got.resolved + got.lagging {
             *self = got;
         }
@@ -232,7 +233,7 @@ impl Accounting {
         }
     }
 
-    /// Compares what is owed with the ledger, and once more where it does not fit.
+    /// Compares the expected deliveries with the ledger, twice if they do not match.
     pub(super) async fn hold(
         &self,
         bus: &Bus,
@@ -277,7 +278,8 @@ impl Accounting {
                     }
                     continue;
                 };
-                // An older build's outcome does not say how many lagged.
+                // An older build's outcome does not count lagging
+                // connections.
                 let apart = got.lagging.max(lagging.resolved);
                 if *there < got.resolved + apart {
                     report.breach(*msg_id, format!(
@@ -287,7 +289,8 @@ impl Accounting {
                 }
                 sums.acknowledged += got.acknowledged + lagging.acknowledged;
                 sums.given_up += got.given_up + lagging.given_up;
-                // Whom the log still had there and the gateway had not.
+                // Connections that the log still had at the gateway, and
+                // the gateway had not.
                 let gone_before = there.saturating_sub(got.resolved + apart);
                 sums.left += got.left + lagging.left + gone_before;
                 let pending = apart.saturating_sub(lagging.resolved);
@@ -318,7 +321,8 @@ impl Accounting {
         Ok(report)
     }
 
-    /// What is neither settled nor in its gateway's queue is nowhere.
+    /// Reports messages that have neither an outcome nor a place in their gateway's
+    /// queue.
     async fn find_lost(
         &self,
         bus: &Bus,
@@ -332,7 +336,7 @@ impl Accounting {
         }
         for msg_id in msg_ids.into_iter().filter(|msg_id| !queued.contains(msg_id)) {
             let Some(expected) = self.expected.get(&msg_id) else { continue };
-            // Its owner may not have come to it yet.
+            // The owner may not have reached it yet.
             if msg_id.seq() <= bus.position(expected.partition).await? {
                 report.breach(msg_id, format!(
                     "it was handed to gateway {gateway}, which has it no more and reported nothing"
@@ -367,7 +371,7 @@ impl Accounting {
         let mut reader =
             bus.read_ledger(&[LedgerKind::Outcomes, LedgerKind::Resumes], self.since_ms).await?;
         while let Some(entry) = reader.next().await? {
-            let LedgerRecord::Outcomes(batch) = entry.page else { continue };
+            let LedgerRecord::Outcomes(batch) = entry.record else { continue };
             for outcome in batch.outcomes.iter().filter(|o| self.expected.contains_key(&o.msg_id)) {
                 let place = (outcome.msg_id, batch.gateway.clone());
                 let parts = u64::from(outcome.acknowledged)

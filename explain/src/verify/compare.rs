@@ -1,4 +1,4 @@
-//! Comparing what lives with the log, while both move.
+//! Compares the live state with the log while both change.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,26 +23,26 @@ use super::{
     report::{Difference, VerifyReport},
 };
 
-/// What is derived trails the log by moments: a difference counts when it was
-/// there at every one of these looks, and what lives has not moved meanwhile. As
-/// long as a partition may be without an owner after a sudden death, and more.
+/// The live state trails the log by moments. A difference counts when it was there at every
+/// poll and the live value has not changed meanwhile. The polls last longer than a
+/// partition may lack an owner after a sudden death.
 const LOOKS_MAX: usize = 12;
-/// Between two looks. An owner writes counts once a second, if they have changed.
+/// Pause between two polls. An owner writes counts once a second, if they have changed.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Members asked for when a room differs.
+/// Members requested when a room differs.
 const MEMBERS_MAX: u32 = 1000;
 
-/// What lives, and what should: `None` is "not there".
+/// The live and the expected value of an item; `None` means "not there".
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ComparedItem {
     pub(super) live: Option<Vec<String>>,
     pub(super) expected: Option<String>,
-    /// The last event that counts; 0: as far as the log goes.
+    /// The last event that counts; 0: the end of the log.
     pub(super) until: u64,
 }
 
 impl ComparedItem {
-    /// Whether what lives is one of the ways to say what should be.
+    /// Whether the live value is one of the accepted forms of the expected one.
     pub(super) fn agrees(&self, expected: Option<&String>) -> bool {
         match (&self.live, expected) {
             (None, None) => true,
@@ -52,13 +52,13 @@ impl ComparedItem {
     }
 }
 
-/// A comparison under way.
+/// A comparison in progress.
 pub(super) struct Comparison {
     rebuilt: RebuiltFolds,
     scope: VerifyScope,
     at_ms: u64,
     differing: BTreeMap<ItemKey, ComparedItem>,
-    /// What nobody can read.
+    /// Items that cannot be decoded.
     unreadable: BTreeSet<(Projection, String)>,
     counts: BTreeMap<Projection, u64>,
     events: u64,
@@ -67,12 +67,13 @@ pub(super) struct Comparison {
 }
 
 impl Comparison {
-    /// Asks the owners, folds the log, and compares the folds at the very
-    /// positions the owners answered from.
+    /// Queries the owners, applies the log, and compares the folds at the positions of
+    /// the owners' responses.
     pub(super) async fn begin(bus: &Bus, scope: &VerifyScope) -> anyhow::Result<Self> {
         let at_ms = qiyu_nats::now_ms();
         let (mut unchecked, mut unreadable) = (Unchecked::new(), BTreeSet::new());
-        // Before the log is read: so it is read to beyond every answer.
+        // Queried before the log is read, so that the log is read beyond every
+        // response.
         let pages = pages(bus, scope, at_ms, &mut unchecked, &mut unreadable).await;
         let mut rebuilt = RebuiltFolds::begin(bus, &scope.partitions()).await?;
         let mut turning = FoldComparer::new(pages, at_ms, scope);
@@ -93,7 +94,7 @@ impl Comparison {
         })
     }
 
-    /// Compares buckets and tables, until what differs is certain to.
+    /// Compares buckets and tables until every difference is certain.
     pub(super) async fn confirm_differences(&mut self, bus: &Bus) -> anyhow::Result<()> {
         let mut suspects: Option<BTreeMap<ItemKey, ComparedItem>> = None;
         let mut unreadable: Option<BTreeSet<(Projection, String)>> = None;
@@ -107,13 +108,13 @@ impl Comparison {
             let mut now = self.differences(&held);
             now.retain(|key, _| !unchecked.contains_key(&key.projection()));
             if let Some(before) = suspects {
-                // What has changed since is alive, and only late.
+                // A value that has changed meanwhile is only late.
                 now.retain(|key, pair| before.get(key).is_some_and(|old| old.live == pair.live));
-                // What cannot be read just now is as suspect as it was.
+                // An item that cannot be read now stays a suspect.
                 let now_unreadable = |key: &ItemKey| unchecked.contains_key(&key.projection());
                 now.extend(before.into_iter().filter(|(key, _)| now_unreadable(key)));
             }
-            // Of a whole bucket it is not known whose it is.
+            // The room of an unreadable bucket entry is unknown.
             let now_unreadable = match self.scope.room {
                 None => held.unreadable,
                 Some(_) => BTreeSet::new(),
@@ -169,7 +170,7 @@ impl Comparison {
         differing
     }
 
-    /// That nothing is missing in the log, and what nobody can read.
+    /// Returns gaps in the log and items that cannot be decoded.
     fn further(&mut self) -> Vec<Difference> {
         let difference = |projection, key, live: &str, log: &str| Difference {
             projection,
@@ -197,12 +198,13 @@ impl Comparison {
         unreadable.chain(gaps).collect()
     }
 
-    /// Whether what was owed is what became of it.
+    /// Checks the conservation law.
     pub(super) async fn accounting(&self, bus: &Bus) -> anyhow::Result<AccountingReport> {
         self.accounting.hold(bus, &self.rebuilt).await
     }
 
-    /// With the events at which what differs has parted from the log.
+    /// Builds the report, with the events at which the differences diverge from the
+    /// log.
     pub(super) async fn report(mut self, bus: &Bus) -> anyhow::Result<VerifyReport> {
         let further = self.further();
         let mut report = VerifyReport {
@@ -233,8 +235,8 @@ impl Comparison {
     }
 }
 
-/// What the log alone cannot judge: rooms that ended before it begins, claims
-/// of rooms that never opened, what is left of rooms that are over.
+/// Whether the log cannot judge an item: rooms that ended before it begins, claims of rooms
+/// that never opened, remains of closed rooms.
 fn is_beyond_the_log(key: ItemKey, state: &PartitionState) -> bool {
     match key {
         ItemKey::Record(app, room) => {
@@ -245,16 +247,16 @@ fn is_beyond_the_log(key: ItemKey, state: &PartitionState) -> bool {
             let known = state.rooms.get(&(app, room));
             state.fold.standing(app, room).is_none() && known.is_none()
         }
-        // Read, or pushed out by newer ones: it ends with its age.
+        // Read, or displaced by newer ones: it ends with its age.
         ItemKey::Kept(app, user, msg_id) => !state.fold.is_kept(app, user, msg_id),
-        // Rooms are never used again, so nobody is harmed by what outlives one.
+        // Room ids are never used again, so remains of a closed room do no harm.
         ItemKey::Measure(app, Some(room), _) => state.open(app, room).is_none(),
         _ => false,
     }
 }
 
-/// What not being there is as good as: nobody writes the counts of a room that
-/// nobody has entered yet.
+/// Returns the value equal to an absent item: the counts of a room without any join are
+/// never written.
 fn unwritten(key: ItemKey) -> Option<Vec<String>> {
     matches!(key, ItemKey::Counts(..)).then(|| vec![super::key::shown_counts(0, 0)])
 }
@@ -263,7 +265,7 @@ fn is_unwritten(key: ItemKey, live: &Option<Vec<String>>) -> bool {
     unwritten(key).is_some_and(|unwritten| live.as_ref() == Some(&unwritten))
 }
 
-/// Who is inside according to one and not the other: as of now, for people.
+/// Describes members that only one side knows, as of now.
 async fn member_difference(bus: &Bus, key: &ItemKey, state: &PartitionState) -> Option<String> {
     let (app, room) = key.room()?;
     let asked = ListMembers { app, room, after: None, limit: MEMBERS_MAX };
@@ -281,7 +283,7 @@ async fn member_difference(bus: &Bus, key: &ItemKey, state: &PartitionState) -> 
     (!told.is_empty()).then(|| told.join("; "))
 }
 
-/// Compares pages as the fold passes their positions.
+/// Compares the owners' pages as the fold passes their positions.
 struct FoldComparer {
     pages: HashMap<Partition, std::collections::VecDeque<FoldPage>>,
     at_ms: u64,
@@ -329,7 +331,7 @@ impl FoldComparer {
         }
     }
 
-    /// The pages from behind the last event.
+    /// Compares the pages behind the last event.
     fn finish(&mut self, rebuilt: &RebuiltFolds) {
         let partitions: Vec<Partition> = self.pages.keys().copied().collect();
         for partition in partitions {

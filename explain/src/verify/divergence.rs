@@ -1,5 +1,5 @@
-//! Where what lives has parted from the log: the log is read once more, for
-//! the things that differ alone.
+//! Finds the event at which a live item diverges from the log, by reading the log once more
+//! for the differing items only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,23 +14,23 @@ use super::{
     rebuild::{Observer, RebuiltFolds},
 };
 
-/// Things whose parting is looked for. A broken projection differs in everything.
+/// Items whose divergence is searched. A broken projection differs in everything.
 const DIVERGENCES_MAX: usize = 50;
 
-/// Where one thing has parted from the log.
+/// The point at which an item diverges from the log.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "how", rename_all = "snake_case")]
 pub(super) enum Divergence {
-    /// It is what the log said until this event, the first it does not follow.
+    /// It agrees with the log until this event, the first it does not follow.
     At { event: MsgId, subject: String, at_ms: u64 },
-    /// It is nothing the log ever said; this is the last event about it.
+    /// It never agreed with the log; this is the last event about it.
     Never { event: MsgId, subject: String, at_ms: u64 },
-    /// It is nothing the log ever said, and no event is about it.
+    /// It never agreed with the log, and no event is about it.
     #[serde(rename = "unheard")]
     NoEvent,
 }
 
-/// Looks for the partings of `differing`, as far as they are not too many.
+/// Finds the divergences of `differing`, up to [`DIVERGENCES_MAX`].
 pub(super) async fn find_divergences(
     bus: &Bus,
     differing: &BTreeMap<ItemKey, ComparedItem>,
@@ -70,7 +70,7 @@ struct ItemTrack {
     ever: bool,
     /// The last event that changed it.
     last: Option<(MsgId, String, u64)>,
-    /// The event after which they did not agree any more.
+    /// The event after which they disagreed.
     at: Option<(MsgId, String, u64)>,
 }
 

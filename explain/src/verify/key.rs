@@ -1,5 +1,5 @@
-//! What is compared: each thing some projection holds, by name, and what the
-//! log says it must be. Values are compared as text, as people read them.
+//! The compared items, their names, and the values expected by the log. Values are compared
+//! as text.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use qiyu_schema::{
 };
 use serde::Serialize;
 
-/// One kind of what is derived from the log.
+/// A kind of state that is derived from the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Projection {
-    /// The log itself: that nothing is missing in it.
+    /// The log itself: it has no gaps.
     Log,
-    /// Rooms in the owners' folds: who is inside, likes, measures.
+    /// Rooms in the owners' folds: members, likes, sanctions.
     Membership,
-    /// Users in the owners' folds: sessions, what waits.
+    /// Users in the owners' folds: sessions and waiting messages.
     Sessions,
-    /// Names of messages in the owners' folds.
+    /// clientMsgIds in the owners' folds.
     Names,
-    /// Measures in the whole app in the owners' folds.
+    /// Sanctions of the whole app in the owners' folds.
     Bans,
     /// The newest snapshots of the folds.
     Snapshots,
@@ -37,13 +37,13 @@ pub(super) enum Projection {
     Counters,
     /// Bucket `measures`.
     Moderation,
-    /// Copies of 1:1 messages to those who are away.
+    /// Copies of direct messages to offline users.
     Inbox,
     /// Table `t_living_room`.
     Table,
     /// Table `t_living_room_record`.
     Records,
-    /// What was owed is what became of it.
+    /// The conservation law.
     Conservation,
 }
 
@@ -87,10 +87,10 @@ impl Projection {
     }
 }
 
-/// One thing that is compared.
+/// One item that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum ItemKey {
-    /// In the fold of its partition's owner.
+    /// In the fold of the partition's owner.
     Live(Partition, Thing),
     /// In the snapshot at this sequence.
     Snapshot(Partition, u64, Thing),
@@ -125,7 +125,7 @@ impl ItemKey {
         }
     }
 
-    /// Where the events about it are.
+    /// Returns the partition of the events about it.
     pub(super) fn partition(&self) -> Partition {
         match *self {
             Self::Live(partition, _) | Self::Snapshot(partition, ..) => partition,
@@ -141,7 +141,7 @@ impl ItemKey {
         }
     }
 
-    /// The room it is about, if it is about one.
+    /// Returns the room it is about, if any.
     pub(super) fn room(&self) -> Option<(AppId, RoomId)> {
         match *self {
             Self::Live(_, Thing::Room(app, room))
@@ -156,7 +156,7 @@ impl ItemKey {
         }
     }
 
-    /// What the log says it must be; `None`: it must not be there.
+    /// Returns the value expected by the log; `None`: it must be absent.
     pub(super) fn expected(&self, state: &PartitionState, at_ms: u64) -> Option<String> {
         match *self {
             Self::Live(_, thing) | Self::Snapshot(_, _, thing) => {
@@ -227,15 +227,15 @@ impl std::fmt::Display for ItemKey {
     }
 }
 
-/// What one partition's events establish.
+/// The state established by the events of one partition.
 #[derive(Clone, Debug, Default)]
 pub(super) struct PartitionState {
     pub(super) fold: Fold,
-    /// Rooms whose opening or closing is in the log.
+    /// Rooms whose `opened` or `closed` event is in the log.
     pub(super) rooms: BTreeMap<(AppId, RoomId), RoomEvents>,
 }
 
-/// A room, as far as its own two events are in the log.
+/// The two events of a room, as far as the log has them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RoomEvents {
     pub(super) opened: Option<RoomOpening>,
@@ -261,7 +261,7 @@ impl RoomOpening {
 }
 
 impl PartitionState {
-    /// Takes note of what the fold does not keep.
+    /// Records the facts that the fold does not keep.
     pub(super) fn note(&mut self, msg_id: MsgId, record: &Record) {
         match &record.event {
             Event::RoomOpened { app, room, room_type, name, cover, .. } => {
@@ -277,7 +277,7 @@ impl PartitionState {
         }
     }
 
-    /// Whose room it is, if it is open.
+    /// Returns the anchor of an open room.
     pub(super) fn open(&self, app: AppId, room: RoomId) -> Option<UserId> {
         match self.fold.standing(app, room)? {
             (Some(anchor), None) => Some(anchor),
@@ -289,7 +289,7 @@ impl PartitionState {
         self.fold.standing(app, room).and_then(|(anchor, _)| anchor)
     }
 
-    /// Everything it expects to be somewhere outside the folds.
+    /// Returns every item it expects outside the folds.
     pub(super) fn keys(&self) -> Vec<ItemKey> {
         let mut keys = Vec::new();
         for (app, room) in self.fold.rooms() {
@@ -347,7 +347,7 @@ pub(super) fn shown_record(by_anchor: &str, closed: MsgId, at_ms: u64) -> String
     format!("{by_anchor}, closed {closed} at {at_ms} ms")
 }
 
-/// The mute and the ban that hold.
+/// Formats the mute and the ban in force.
 pub(super) fn shown_measures(entry: &SanctionEntry, at_ms: u64) -> Option<String> {
     let shown = |what: &str, taken: &Option<Sanction>| {
         let taken = taken.as_ref().filter(|taken| taken.is_active(at_ms))?;

@@ -1,4 +1,4 @@
-//! What lives: the owners' folds, the buckets, the tables.
+//! Reads the live state: the owners' folds, the buckets, the tables.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,23 +26,23 @@ use super::{
     },
 };
 
-/// Things in one answer of an owner.
+/// Items of one response of an owner.
 const PAGE: u32 = 10_000;
-/// Owners asked at once.
+/// Owners queried concurrently.
 const CONCURRENT_REQUESTS_MAX: usize = 8;
-/// How often a partition whose owner does not answer is asked again: it may be
-/// changing hands, which after a sudden death takes six seconds.
+/// Retries for a partition whose owner does not respond: it may be changing owners, which
+/// takes six seconds after a sudden death.
 const RETRIES_MAX: u32 = 10;
-/// And after how long.
+/// Pause between two retries.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Snapshots of each partition that are compared: those a successor would take.
+/// Snapshots compared for each partition: those a new owner would use.
 const SNAPSHOTS_MAX: usize = 3;
 
-/// Some of what a fold knew at one position.
+/// A part of a fold at one position.
 #[derive(Clone, Debug)]
 pub(super) struct FoldPage {
     pub(super) position: u64,
-    /// `None`: an owner's; else the snapshot at this sequence.
+    /// `None`: of the owner; else of the snapshot at this sequence.
     pub(super) snapshot: Option<u64>,
     pub(super) after: Option<Thing>,
     /// `None`: to the end.
@@ -58,16 +58,16 @@ impl FoldPage {
         }
     }
 
-    /// Whether it would have `thing`, if it was there.
+    /// Whether the page would hold `thing`, if it existed.
     pub(super) fn covers(&self, thing: Thing) -> bool {
         self.after.is_none_or(|after| after < thing) && self.last.is_none_or(|last| thing <= last)
     }
 }
 
-/// What could not be looked at, and why.
+/// Projections that could not be checked, and the reasons.
 pub(super) type Unchecked = BTreeMap<Projection, String>;
 
-/// Everything the owners and the newest snapshots say, by partition and position.
+/// Reads the owners' folds and the newest snapshots, by partition and position.
 pub(super) async fn pages(
     bus: &Bus,
     scope: &VerifyScope,
@@ -106,7 +106,7 @@ pub(super) async fn pages(
     found
 }
 
-/// What the owner of a partition knows.
+/// Reads the fold of a partition's owner.
 async fn survey(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<FoldPage>, String> {
     let mut pages: Vec<FoldPage> = Vec::new();
     let mut tries = 0;
@@ -135,7 +135,7 @@ async fn survey(bus: &Bus, partition: Partition, at_ms: u64) -> Result<Vec<FoldP
     }
 }
 
-/// The newest snapshots, and the positions of those that cannot be read.
+/// Reads the newest snapshots, and the positions of those that cannot be read.
 async fn snapshots(
     bus: &Bus,
     partition: Partition,
@@ -148,7 +148,7 @@ async fn snapshots(
     for position in positions.into_iter().skip(newest) {
         let fold = past::snapshot_at(bus, partition, position).await.map_err(failed)?;
         let Some(fold) = fold else {
-            // Unless it has been replaced by a newer one meanwhile.
+            // It may have been replaced by a newer one meanwhile.
             let now = past::snapshots(bus, partition).await.map_err(failed)?;
             unreadable.extend(now.contains(&position).then_some(position));
             continue;
@@ -160,12 +160,12 @@ async fn snapshots(
     Ok((pages, unreadable))
 }
 
-/// What the buckets and tables hold: for each key the ways it may be written,
-/// the fullest first.
+/// Contents of the buckets and tables: for each item the accepted forms of its value, the
+/// fullest first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StoredItems {
     pub(super) things: BTreeMap<ItemKey, Vec<String>>,
-    /// What can be read by nobody, so that not even its name says what it should be.
+    /// Entries that cannot be decoded, so that even their item is unknown.
     pub(super) unreadable: BTreeSet<(Projection, String)>,
 }
 
@@ -318,7 +318,7 @@ async fn tables(scope: &VerifyScope, held: &mut StoredItems) -> Result<(), Strin
     Ok(())
 }
 
-/// The two ids a key such as `10001.7` is made of.
+/// Parses the two ids of a key such as `10001.7`.
 fn pair<A: std::str::FromStr, B: std::str::FromStr>(key: &str) -> Option<(A, B)> {
     let (first, second) = key.split_once('.')?;
     Some((first.parse().ok()?, second.parse().ok()?))

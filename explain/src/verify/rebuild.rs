@@ -1,4 +1,4 @@
-//! The log, folded anew.
+//! Applies the log to new folds.
 
 use std::collections::HashMap;
 
@@ -15,29 +15,29 @@ use qiyu_schema::{MsgId, Partition, event::Record, subject};
 
 use super::key::PartitionState;
 
-/// Gaps in the log that are remembered; one is bad enough.
+/// Gaps of the log that are remembered; one is bad enough.
 const GAPS_MAX: usize = 50;
-/// Partitions whose beginnings are read at once.
+/// Partitions whose first states are read concurrently.
 const CONCURRENT_READS_MAX: usize = 16;
 
-/// Some partitions, from their beginnings to as far as they have been read.
+/// The folds of some partitions, as far as the log has been read.
 pub(super) struct RebuiltFolds {
     partitions: HashMap<Partition, RebuiltPartition>,
-    /// Everything up to here is folded.
+    /// The last applied sequence.
     read: u64,
-    /// What is missing between the log's first event and its last: (first, last) of each.
+    /// Gaps between the log's first event and its last: (first, last) of each.
     gaps: Vec<(u64, u64)>,
 }
 
 struct RebuiltPartition {
     state: PartitionState,
-    /// Where its beginning stands: what comes before it is in it.
+    /// The sequence of its first state, which includes everything before.
     base: u64,
 }
 
-/// Who watches an event being folded.
+/// Observes events as they are applied.
 pub(super) trait Observer {
-    /// It is about to be.
+    /// Called before an event is applied.
     fn before(
         &mut self,
         partition: Partition,
@@ -45,11 +45,11 @@ pub(super) trait Observer {
         entry: &LogEntry,
         record: &Record,
     );
-    /// It has been, and this follows from it.
+    /// Called after an event was applied, with its effects.
     fn after(&mut self, state: &PartitionState, entry: &LogEntry, effects: &[Effect]);
 }
 
-/// Watches nothing.
+/// Observes nothing.
 pub(super) struct NoObserver;
 
 impl Observer for NoObserver {
@@ -58,7 +58,7 @@ impl Observer for NoObserver {
 }
 
 impl RebuiltFolds {
-    /// As of where the log's memory begins.
+    /// Starts at the beginning of the log.
     pub(super) async fn begin(bus: &Bus, partitions: &[Partition]) -> anyhow::Result<Self> {
         let begun: Vec<(Partition, RebuiltPartition)> = stream::iter(partitions.to_vec())
             .map(|partition| async move {
@@ -73,8 +73,7 @@ impl RebuiltFolds {
         Ok(Self { partitions: begun.into_iter().collect(), read, gaps: Vec::new() })
     }
 
-    /// Folds what has been written since, up to the log's end as of now. Returns
-    /// how many events that were.
+    /// Applies the events up to the log's current end. Returns their number.
     pub(super) async fn advance(
         &mut self,
         bus: &Bus,
@@ -84,11 +83,9 @@ impl RebuiltFolds {
         let partitions: Vec<Partition> = self.partitions.keys().copied().collect();
         let filters = subject::partitions(&partitions);
         let (first, _) = bus.log_bounds().await?;
-        let mut reader = bus.read_history(filters, ReadFrom::After(self.read)).await?;
-        let (mut left, mut events) = (reader.pending_at_start(), 0);
-        while 0 < left {
-            let entry = reader.next().await?;
-            left = entry.pending.min(left - 1);
+        let reader = bus.read_history(filters, ReadFrom::After(self.read)).await?;
+        let (mut reader, mut events) = (reader.to_present_end(), 0);
+        while let Some(entry) = reader.next().await? {
             let expected = self.read.max(first.saturating_sub(1)) + 1; // the log forgets its oldest
             if whole && expected < entry.seq && self.gaps.len() < GAPS_MAX {
                 self.gaps.push((expected, entry.seq - 1));
@@ -107,19 +104,19 @@ impl RebuiltFolds {
             observer.after(&rebuilding.state, &entry, &effects.unwrap_or_default());
         }
         reader.close().await;
-        // What was forgotten while it was being read is no gap.
+        // Events that were deleted by age meanwhile are no gap.
         let (first, _) = bus.log_bounds().await?;
         self.gaps.retain(|(missing, _)| first <= *missing);
         Ok(events)
     }
 
-    /// Whether it is all of the log.
+    /// Whether it covers the whole log.
     pub(super) fn is_whole(&self) -> bool {
         self.partitions.len() == Partition::all().count()
     }
 
-    /// What is missing in the log between what it has: (first, last) of each gap.
-    /// Known only of the whole log.
+    /// Returns the gaps of the log: (first, last) of each. Known only for the whole
+    /// log.
     pub(super) fn gaps(&self) -> &[(u64, u64)] {
         &self.gaps
     }
@@ -132,7 +129,7 @@ impl RebuiltFolds {
         self.partitions.values().map(|rebuilding| &rebuilding.state)
     }
 
-    /// The last event that is folded.
+    /// Returns the last applied event.
     pub(super) fn position(&self) -> MsgId {
         MsgId::at(self.read)
     }

@@ -1,4 +1,4 @@
-//! What a verification found, as people and programs read it.
+//! The report of a verification, as text and as JSON.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -13,20 +13,20 @@ use super::{
 };
 use crate::{text::plural, timestamp::date_time};
 
-/// Differences and rooms that are written out; the JSON form has all.
+/// Differences and rooms that are printed; the JSON form has all.
 const LINES_MAX: usize = 50;
 
-/// Everything that came of a verification.
+/// The result of a verification.
 #[derive(Debug, Serialize)]
 pub(super) struct VerifyReport {
-    /// The last event that was folded.
+    /// The last applied event.
     pub(super) position: MsgId,
     pub(super) events: u64,
     pub(super) took_ms: u64,
-    /// How many things of each projection were compared.
+    /// Number of compared items by projection.
     pub(super) checked: BTreeMap<Projection, u64>,
     pub(super) differences: Vec<Difference>,
-    /// What could not be compared, and why.
+    /// Projections that could not be compared, and the reasons.
     pub(super) unchecked: Unchecked,
     pub(super) conservation: AccountingReport,
 }
@@ -45,15 +45,15 @@ impl Default for VerifyReport {
     }
 }
 
-/// One thing that is not what the log says.
+/// One item that differs from the log.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Difference {
     #[serde(serialize_with = "name")]
     pub(super) projection: Projection,
     pub(super) key: String,
-    /// `None`: it is not there.
+    /// `None`: it is absent.
     pub(super) live: Option<String>,
-    /// `None`: it should not be there.
+    /// `None`: it should be absent.
     pub(super) log: Option<String>,
     pub(super) detail: Option<String>,
     pub(super) parted: Option<Divergence>,

@@ -1,4 +1,4 @@
-//! The role `verify`: verifying again and again, as metrics.
+//! The role `verify`: verifies periodically and reports by metrics.
 
 use std::{
     sync::atomic::AtomicU64,
@@ -17,14 +17,14 @@ use tracing::{info, warn};
 
 use super::{GRACE, SystemState, VerifyScope, key::Projection, verify};
 
-/// The first one comes at least so long after the start: what is verified may
-/// just have been started, too.
+/// Minimum delay of the first verification after the start: the system may just have been
+/// started, too.
 const FIRST_AFTER: Duration = Duration::from_secs(5);
-/// And at most so much later, by chance: two processes with this role should
-/// not read everything at the same time.
+/// Random addition to it: two processes with this role should not read everything at the
+/// same time.
 const FIRST_SPREAD: Duration = Duration::from_secs(10);
-/// Between two while not everything can be checked; doubled each time. The
-/// owners or the database may be about to come.
+/// Pause after a verification that could not check everything; doubled each time. The
+/// owners or the database may be about to start.
 const PARTIAL_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Settings of the role `verify`.
@@ -43,12 +43,12 @@ pub struct WatchConfig {
 #[derive(Debug)]
 pub struct Watch(TaskTracker);
 
-/// What came of one verification.
+/// The coverage of one verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Coverage {
-    /// All of it could be checked.
+    /// Everything could be checked.
     Whole,
-    /// Not all of it, or none.
+    /// A part, or nothing, could be checked.
     InPart,
 }
 
@@ -57,10 +57,10 @@ struct ProjectionLabel {
     projection: &'static str,
 }
 
-/// Every metric of it.
+/// The metrics of the role.
 #[derive(Clone, Debug, Default)]
 struct Metrics {
-    /// Things that are not what the log says, as of when each projection was last checked.
+    /// Differences by projection, as of its last check.
     differences: Family<ProjectionLabel, Gauge>,
     /// Projections that could not be checked in the last verification.
     unchecked: Gauge,
@@ -108,9 +108,9 @@ impl Metrics {
 }
 
 impl Watch {
-    /// Begins to verify soon, and then again `every` so long after an end.
-    /// Cheap enough for every few minutes, not for every few seconds: each time
-    /// the whole log is read.
+    /// Starts the first verification soon, and the next ones `interval` after an end.
+    /// Each reads the whole log: suitable for every few minutes, not for every few
+    /// seconds.
     pub fn start(
         config: WatchConfig,
         bus: &Bus,
@@ -128,7 +128,7 @@ impl Watch {
         };
         let (tasks, bus) = (TaskTracker::new(), bus.clone());
         tasks.spawn(async move {
-            let _alarm = stop.clone().drop_guard(); // who looks at its metrics relies on it
+            let _alarm = stop.clone().drop_guard(); // its end must be noticed, because its metrics are relied on
             let (mut pauses, mut pause) = (Pauses::new(every), first_pause(every));
             let verifying = async {
                 loop {
@@ -148,7 +148,8 @@ impl Watch {
     }
 }
 
-/// Every copy of a message, those of a takeover, and as long again.
+/// Returns the grace for every copy of a message, those of a reassignment, and as long
+/// again.
 fn grace(ack_wait: Duration, max_sends: u32) -> Duration {
     GRACE.max(ack_wait * max_sends * 4)
 }
@@ -158,7 +159,7 @@ fn first_pause(every: Duration) -> Duration {
     every.min(FIRST_AFTER + spread)
 }
 
-/// How long to wait for the next one.
+/// Computes the pause before the next verification.
 #[derive(Debug)]
 struct Pauses {
     every: Duration,
@@ -195,7 +196,7 @@ async fn once(bus: &Bus, scope: &VerifyScope, metrics: &Metrics) -> Coverage {
             return Coverage::InPart;
         }
     };
-    // What could not be checked is as it was.
+    // Projections that could not be checked keep their values.
     let checked = |projection: &Projection| !report.unchecked.contains_key(projection);
     for projection in Projection::ALL.into_iter().filter(checked) {
         let of_it = report.differences.iter().filter(|d| d.projection == projection).count();

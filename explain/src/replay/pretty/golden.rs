@@ -1,4 +1,4 @@
-//! Every kind of line, as `golden.txt` beside this file has it.
+//! Tests that every kind of line looks as in `golden.txt` beside this file.
 
 #![allow(clippy::unwrap_used)]
 
@@ -72,7 +72,7 @@ fn lifted(id: u64, sanction: SanctionKind, by: Option<u64>) -> Event {
     Event::SanctionLifted { app: app(), room, user: user(id), sanction, by: by.map(user) }
 }
 
-/// One of each kind, of people with names of all widths and without any.
+/// One event of each kind, by users with names of all widths and without any.
 fn events() -> Vec<Event> {
     let (app, room) = (app(), room());
     let joined = |number, id, resumed| MemberChange::Joined {
@@ -210,7 +210,7 @@ fn laid_out(columns: usize, color: ColorMode, rooms: RoomColumn) -> String {
     out
 }
 
-/// `text` as a terminal shows it: without what sets its colours.
+/// Removes the color sequences from `text`.
 fn uncoloured(text: &str) -> String {
     let mut parts = text.split("\x1b[");
     let first = parts.next().unwrap_or_default().to_owned();
