@@ -110,7 +110,9 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
                 router: qiyu_api::page_router(),
                 serve: |listener, router, stop| Box::pin(http::serve(listener, router, stop)),
             };
-            main_thread(async |stop| Box::pin(replay::run(arguments, &config, page, &stop)).await)
+            main_thread(async |stop| {
+                Box::pin(replay::run(arguments, &config, page, &stop)).await
+            })
         }
         "settings" => {
             say(&markdown());
@@ -184,7 +186,7 @@ fn stop_on_signal(tasks: &TaskTracker) -> anyhow::Result<CancellationToken> {
 fn start_tracing(settings: &Settings, purpose: &Purpose) {
     let level = match (purpose, settings.log.as_str()) {
         // Whoever looks wants to see what they look at, not how it was reached.
-        (Purpose::Tool, "info") => "warn,qiyu_nats::bus=error",
+        (Purpose::Tool, "info") => "warn,qiyu_nats::bus=error,qiyu_nats::connection=error",
         (_, level) => level,
     };
     // async-nats tells of every reconnection twice; what it warns of is enough.

@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use prometheus_client::registry::Registry;
 use qiyu_api::Api;
-pub(crate) use qiyu_explain::terminal::print as say;
 use qiyu_explain::verify::{Watch, WatchConfig};
+pub(crate) use qiyu_explain::terminal::print as say;
 use qiyu_fanout::Fanout;
 use qiyu_gateway::{ContentConfig, Gateway};
 use qiyu_living::Living;
@@ -150,7 +150,7 @@ pub(crate) fn profile_name(profile: Profile) -> &'static str {
 pub(crate) fn kept_gateway_id(data_dir: &Path) -> anyhow::Result<GatewayId> {
     let path = data_dir.join("gateway-id");
     let make = || format!("gw-{:08x}", rand::random::<u32>());
-    let kept = server::keep_private(&path, make).with_context(|| format!("keep {path:?}"))?;
+    let kept = server::read_or_create_private(&path, make).with_context(|| format!("keep {path:?}"))?;
     kept.parse().with_context(|| format!("read {path:?}"))
 }
 
@@ -310,12 +310,12 @@ impl System {
             );
         }
         let bus = Bus::connect(&bus_config(settings, &foundation)).await?;
-        let bus = if settings.otlp_url.is_some() { bus.traced() } else { bus };
+        let bus = if settings.otlp_url.is_some() { bus.with_tracing() } else { bus };
         // Who only looks makes nothing.
         let only_looks = roles.iter().all(|role| *role == Role::Verify);
         match settings.streams {
             Streams::Make if !only_looks => bus.provision().await?,
-            Streams::Make | Streams::Wait => bus.provisioned().await,
+            Streams::Make | Streams::Wait => bus.wait_until_provisioned().await,
         }
         let mut registry = Registry::default();
         process::register(&mut registry);
@@ -341,7 +341,7 @@ impl System {
         let (services, name) = (Arc::clone(&system.services), foundation.gateway_id.to_string());
         let (number, stop) = (rand::random(), system.http_stop.clone());
         let vitals = move || Vitals { process: number, name: name.clone(), ..services.vitals() };
-        let telling = bus.tell_vitals(&system.watchers, stop, vitals).await;
+        let telling = bus.serve_vitals(&system.watchers, stop, vitals).await;
         telling.context("listen for questions about this process")?;
         system.services.slots().bus = Some(bus);
         system.serve_http(listener, registry, foundation.profile);
@@ -576,7 +576,7 @@ fn gateway_config(
             words_file: settings.words_file.clone(),
             webhook: settings.check_url.as_ref().map(|url| url.expose().to_owned()),
             webhook_timeout: settings.check_timeout,
-            webhook_silence: settings.check_silence,
+            webhook_failure_policy: settings.check_silence,
         },
         ticket_key: ticket_key(foundation)?,
     })

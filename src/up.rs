@@ -1,12 +1,15 @@
 //! `qiyu up`: the whole system in one process, on a nats-server of its own.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 pub(crate) use qiyu_explain::terminal::progress as note;
 use qiyu_nats::{
     bus,
-    server::{self, ChildServer, DataDir, Guard, NatsServer},
+    server::{self, ChildServer, DataDir, ChildGuard, NatsServer},
 };
 use qiyu_schema::Secret;
 use rand::distr::{Alphanumeric, SampleString as _};
@@ -99,7 +102,7 @@ impl Up {
         let mut child = None;
         let mut nats_url = settings.nats_url.clone();
         if let Some(binary) = binary {
-            let guard = Guard::this_program().context("find this program's own path")?;
+            let guard = ChildGuard::this_program().context("find this program's own path")?;
             let server =
                 ChildServer::start(binary, data.path(), settings.profile, &guard, &mut note)
                     .await?;
@@ -108,7 +111,7 @@ impl Up {
         }
         let nats_url = nats_url.context("neither QIYU_NATS_URL nor a nats-server")?;
         data.announce(&nats_url).context("write nats.url in the data directory")?;
-        let nats_shown = bus::shown(nats_url.expose());
+        let nats_shown = bus::redact_url(nats_url.expose());
         let profile = profile_name(settings.profile);
         let foundation = Foundation {
             gateway_id: match &settings.gateway_id {
@@ -190,6 +193,6 @@ async fn stop_child(child: Option<ChildServer>) {
 fn kept_jwt_secret(data_dir: &Path) -> anyhow::Result<Secret> {
     let path = data_dir.join("jwt-secret");
     let make = || Alphanumeric.sample_string(&mut rand::rng(), JWT_SECRET_CHARS);
-    let kept = server::keep_private(&path, make).with_context(|| format!("keep {path:?}"))?;
+    let kept = server::read_or_create_private(&path, make).with_context(|| format!("keep {path:?}"))?;
     Ok(Secret::new(kept))
 }

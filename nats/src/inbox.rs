@@ -1,50 +1,63 @@
-//! 1:1 messages of users who are away: a copy that outlives the log.
-
-use std::time::Duration;
+//! The inbox `IM_INBOX`: pending direct messages of absent users. It holds them
+//! for longer than the log does.
 
 use crate::{
-    bus::{Bus, PUBLISH_TIMEOUT},
-    log::{APPEND_DEADLINE, AppendCondition, AppendError, Extent, ReadError, ReadFrom, encoded},
-    pull::Pulling,
+    bus::Bus,
+    connection::PUBLISH_TIMEOUT,
+    log::{
+        APPEND_DEADLINE, AppendCondition, AppendError, BoundedReader, ReadError, ReadFrom,
+        encode_for,
+    },
+    pull::PullStream,
     stream,
 };
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::{
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::Stream,
+};
 use qiyu_schema::{
     codec,
     id::{AppId, MsgId, UserId},
     subject,
 };
+use std::time::Duration;
 
 pub use qiyu_schema::command::InboxMessage;
 
-/// An open reading of all inboxes.
-pub struct InboxReader(Extent);
+/// Time the next entry of a reading may take.
+const ENTRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The server removes a reader's consumer after this time of inactivity.
+const CONSUMER_INACTIVE_MAX: Duration = Duration::from_secs(30);
+
+/// An open reader of all inboxes.
+pub struct InboxReader(BoundedReader);
 
 impl InboxReader {
-    /// For whom the next copy is, and of which message; `None` at what was the
-    /// end when the reading was opened.
+    /// Returns the recipient and the message of the next copy; `None` at the end.
     ///
     /// # Errors
     ///
-    /// [`ReadError`]: this reader is finished, open another one.
+    /// [`ReadError`]: this reader is finished, and another one must be opened.
     pub async fn next(&mut self) -> Result<Option<(AppId, UserId, MsgId)>, ReadError> {
         while let Some(entry) = self.0.next().await? {
-            let kept = codec::decode::<InboxMessage>(&entry.payload).ok();
-            if let Some((kept, (app, user))) = kept.zip(subject::parse_inbox(&entry.subject)) {
-                return Ok(Some((app, user, kept.msg_id)));
+            let message = codec::decode::<InboxMessage>(&entry.payload).ok();
+            if let (Some(message), Some((app, user))) =
+                (message, subject::parse_inbox(&entry.subject))
+            {
+                return Ok(Some((app, user, message.msg_id)));
             }
         }
         Ok(None)
     }
 
-    /// Ends the reading.
+    /// Ends the reading and removes its consumer.
     pub async fn close(self) {
         self.0.close().await;
     }
 }
 
 impl Bus {
-    /// Copies a message to its recipient's inbox; a second copy changes nothing.
+    /// Copies a message to its recipient's inbox. A second copy changes nothing.
     ///
     /// # Errors
     ///
@@ -58,95 +71,93 @@ impl Bus {
         data: &str,
     ) -> Result<(), AppendError> {
         let subject = subject::inbox(app, user);
-        let kept = InboxMessage { msg_id, biz_code, data: data.to_owned() };
-        let payload = encoded(&subject, &kept)?;
-        let key = format!("inbox:{msg_id}");
-        self.publish_stored(subject, payload, &key, AppendCondition::Any, APPEND_DEADLINE)
-            .await
-            .map(drop)
+        let message = InboxMessage { msg_id, biz_code, data: data.to_owned() };
+        let payload = encode_for(&subject, &message)?;
+        let (key, any) = (format!("inbox:{msg_id}"), AppendCondition::Any);
+        self.publish_confirmed(subject, payload, &key, any, APPEND_DEADLINE).await.map(drop)
     }
 
-    /// Everything in a user's inbox, oldest first.
+    /// Returns all messages in a user's inbox, oldest first.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Unavailable`] when it does not answer.
+    /// [`ReadError::Unavailable`] when the stream does not respond.
     pub async fn read_inbox(
         &self,
         app: AppId,
         user: UserId,
     ) -> Result<Vec<InboxMessage>, ReadError> {
-        let entries = self.inbox_entries(app, user).await?;
-        Ok(entries.into_iter().map(|(_, kept)| kept).collect())
+        let stream = self.inbox_stream().await?;
+        let entries = inbox_entries(&stream, app, user).await?;
+        Ok(entries.into_iter().map(|(_, message)| message).collect())
     }
 
-    /// What all inboxes hold now, for whoever compares them with the log.
+    /// Reads all inboxes up to their present end, for a comparison with the log.
     ///
     /// # Errors
     ///
     /// [`ReadError::Unavailable`].
     pub async fn read_inboxes(&self) -> Result<InboxReader, ReadError> {
         let reader = self.open_history(stream::INBOX, Vec::new(), ReadFrom::After(0)).await?;
-        Ok(InboxReader(Extent::of(reader)))
+        Ok(InboxReader(reader.to_present_end().with_entry_timeout(ENTRY_TIMEOUT)))
     }
 
-    /// With their places in the stream.
-    async fn inbox_entries(
-        &self,
-        app: AppId,
-        user: UserId,
-    ) -> Result<Vec<(u64, InboxMessage)>, ReadError> {
-        let open = |source| ReadError::Unavailable { source };
-        let inbox = self.control.get_stream_no_info(stream::INBOX).await;
-        let inbox = inbox.map_err(|error| open(error.into()))?;
-        let consumer = inbox
-            .create_consumer(pull::Config {
-                deliver_policy: DeliverPolicy::All,
-                ack_policy: AckPolicy::None,
-                filter_subject: subject::inbox(app, user),
-                inactive_threshold: Duration::from_secs(30),
-                memory_storage: true,
-                num_replicas: 1,
-                ..Default::default()
-            })
-            .await
-            .map_err(|error| open(error.into()))?;
-        let mut left = consumer.cached_info().num_pending;
-        let mut messages = Pulling::from(consumer).await.map_err(open)?;
-        let mut found = Vec::new();
-        while 0 < left {
-            let message = tokio::time::timeout(PUBLISH_TIMEOUT, messages.next())
-                .await
-                .map_err(|elapsed| open(elapsed.into()))?
-                .map_err(open)?;
-            let info = message.info().map_err(open)?;
-            left = info.pending;
-            let kept = codec::decode::<InboxMessage>(&message.payload).ok();
-            found.extend(kept.map(|kept| (info.stream_sequence, kept)));
-        }
-        Ok(found)
-    }
-
-    /// Removes from a user's inbox what lies before `position` in the log: what
-    /// was copied there later, by whoever else folds the same, stays.
+    /// Removes the messages before `position` from a user's inbox. Later ones,
+    /// which another owner of the same partition may have copied, stay.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Unavailable`] when it does not answer.
+    /// [`ReadError::Unavailable`] when the stream does not respond.
     pub async fn purge_inbox(
         &self,
         app: AppId,
         user: UserId,
         position: MsgId,
     ) -> Result<(), ReadError> {
-        let open = |source| ReadError::Unavailable { source };
-        let inbox = self.control.get_stream_no_info(stream::INBOX).await;
-        let inbox = inbox.map_err(|error| open(error.into()))?;
-        for (seq, kept) in self.inbox_entries(app, user).await? {
-            if kept.msg_id < position {
-                inbox.delete_message(seq).await.map_err(|error| open(error.into()))?;
+        let stream = self.inbox_stream().await?;
+        for (seq, message) in inbox_entries(&stream, app, user).await? {
+            if message.msg_id < position {
+                stream.delete_message(seq).await.map_err(ReadError::unavailable)?;
             }
         }
         Ok(())
     }
+
+    async fn inbox_stream(&self) -> Result<Stream<()>, ReadError> {
+        self.control.get_stream_no_info(stream::INBOX).await.map_err(ReadError::unavailable)
+    }
+}
+
+/// Returns the messages in a user's inbox with their sequences in the stream.
+async fn inbox_entries(
+    stream: &Stream<()>,
+    app: AppId,
+    user: UserId,
+) -> Result<Vec<(u64, InboxMessage)>, ReadError> {
+    let consumer = stream
+        .create_consumer(pull::Config {
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::None,
+            filter_subject: subject::inbox(app, user),
+            inactive_threshold: CONSUMER_INACTIVE_MAX,
+            memory_storage: true,
+            num_replicas: 1,
+            ..Default::default()
+        })
+        .await
+        .map_err(ReadError::unavailable)?;
+    let mut left = consumer.cached_info().num_pending;
+    let mut messages = PullStream::open(consumer).await.map_err(ReadError::unavailable)?;
+    let mut found = Vec::new();
+    while left > 0 {
+        let message = tokio::time::timeout(PUBLISH_TIMEOUT, messages.next())
+            .await
+            .map_err(ReadError::unavailable)?
+            .map_err(ReadError::unavailable)?;
+        let info = message.info().map_err(ReadError::unavailable)?;
+        left = info.pending;
+        let message = codec::decode::<InboxMessage>(&message.payload).ok();
+        found.extend(message.map(|message| (info.stream_sequence, message)));
+    }
+    Ok(found)
 }

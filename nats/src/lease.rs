@@ -1,8 +1,8 @@
-//! Leases: a key that lives only as long as its holder keeps renewing it.
+//! Leases: keys that exist only as long as their holder renews them.
 //!
-//! On a NATS connection of its own, because renewals must not wait behind
-//! bulk traffic. The holder's own clock decides how long it may act: counted
-//! from the *sending* of the last renewal that succeeded, so it always stops
+//! Each lease has a NATS connection of its own, because renewals must not wait
+//! behind bulk traffic. The holder's own clock limits how long it may act,
+//! counted from the *sending* of the last successful renewal. It therefore stops
 //! before others see the lease end.
 
 use std::{sync::Arc, time::Duration};
@@ -15,114 +15,100 @@ use tracing::{info, warn};
 
 use crate::{
     bucket::{Bucket, BucketError},
-    bus::{Bus, ConnectError},
+    bus::Bus,
     chain,
+    connection::ConnectError,
+    lease_ages::AgingLease,
     stream::BucketName,
 };
 
-/// How a lease is kept.
+/// The intervals of a lease.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseTerms {
-    /// Unrenewed for this long, it is over. Whole seconds.
+    /// The lease ends this long after its last renewal. Whole seconds.
     pub ttl: Duration,
-    /// Renewed this often.
     pub renew_every: Duration,
-    /// And this often while renewing fails.
+    /// Interval of attempts while renewals fail.
     pub retry_every: Duration,
 }
 
-/// When a changed value is written.
+/// The time at which a changed value is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// With the next renewal that is due anyway.
+    /// With the next due renewal.
     WhenDue,
-    /// Now.
     AtOnce,
 }
 
-/// Which lease to take.
+/// The lease that [`Lease::take`] takes.
 #[derive(Clone, Debug)]
 pub struct LeaseRequest<'a> {
-    /// In which bucket.
     pub bucket: BucketName,
-    /// Under which key.
     pub key: &'a str,
-    /// Over what is there at this revision; 0: nothing.
+    /// Revision of the key that is overwritten; 0: none.
     pub revision: u64,
-    /// What it says at first.
     pub value: Bytes,
-    /// How it is kept.
     pub terms: LeaseTerms,
 }
 
-/// A lease that could not be had.
+/// A lease that could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// No connection.
     #[error("connect for the lease {key}")]
-    Connect {
-        /// Which lease.
-        key: String,
-        /// Why.
-        source: ConnectError,
-    },
-    /// The bucket did not take it.
+    Connect { key: String, source: ConnectError },
     #[error("take the lease {key}")]
-    Take {
-        /// Which lease.
-        key: String,
-        /// Why.
-        source: BucketError,
-    },
+    Take { key: String, source: BucketError },
 }
 
-/// A lease this process holds. Dropping it stops renewing; it then ends by itself.
+/// A lease this process holds. When the last clone is dropped, the lease is no
+/// longer renewed and expires.
 #[derive(Clone)]
-pub struct Lease(Arc<Shared>);
+pub struct Lease(Arc<LeaseInner>);
 
-pub(crate) struct Shared {
+struct LeaseInner {
     bucket: Bucket,
     key: String,
     terms: LeaseTerms,
-    state: Mutex<State>,
+    state: Mutex<LeaseState>,
     value_changed: Notify,
     lost: CancellationToken,
 }
 
-struct State {
+struct LeaseState {
     value: Bytes,
-    /// Every value written since the last confirmed renewal, that one's too:
-    /// how we know the key is ours when an answer was lost. Each failure adds
-    /// one at most, and a lease is over before there are many.
-    ours: Vec<Bytes>,
+    /// Every value written since the last confirmed renewal, including that
+    /// one's. A key with one of them is ours, even if a response was lost. Each
+    /// failure adds at most one, and a lease ends before there are many.
+    written: Vec<Bytes>,
     revision: u64,
+    /// Sending of the last successful renewal.
     renewed: Instant,
-    renewing_since: Instant,
+    /// Start of the present run of successful renewals.
+    stable_since: Instant,
 }
 
-impl Shared {
-    /// How long ago the last renewal that succeeded was sent; `None` for a
-    /// lease nobody acts under any more.
-    pub(crate) fn age_unless_lost(&self) -> Option<Duration> {
+impl AgingLease for LeaseInner {
+    fn age_unless_lost(&self) -> Option<Duration> {
         (!self.lost.is_cancelled()).then(|| self.state.lock().renewed.elapsed())
     }
 }
 
 impl Lease {
-    /// Takes the lease, and keeps it until `stop`.
+    /// Takes the lease, and renews it until `stop`.
     ///
     /// # Errors
     ///
-    /// [`LeaseError::Take`] with [`BucketError::Conflict`] when somebody else was faster.
+    /// [`LeaseError::Take`] with [`BucketError::Conflict`] when another process
+    /// was faster.
     pub async fn take(
         bus: &Bus,
-        wanted: LeaseRequest<'_>,
+        request: LeaseRequest<'_>,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Result<Self, LeaseError> {
-        let LeaseRequest { bucket: name, key, revision, value, terms } = wanted;
+        let LeaseRequest { bucket: name, key, revision, value, terms } = request;
         let js = bus
-            .dedicated()
+            .connect_lease()
             .await
             .map_err(|source| LeaseError::Connect { key: key.into(), source })?;
         let bucket = Bucket::new(js, name, None);
@@ -131,47 +117,45 @@ impl Lease {
             .set_if(key, revision, value.clone(), Some(terms.ttl))
             .await
             .map_err(|source| LeaseError::Take { key: key.into(), source })?;
-        let state = State {
-            ours: vec![value.clone()],
-            value,
-            revision,
-            renewed: sent,
-            renewing_since: sent,
-        };
-        let lease = Self(Arc::new(Shared {
+        let written = vec![value.clone()];
+        let state = LeaseState { value, written, revision, renewed: sent, stable_since: sent };
+        let inner = Arc::new(LeaseInner {
             bucket,
             key: key.into(),
             terms,
             state: Mutex::new(state),
             value_changed: Notify::new(),
             lost: CancellationToken::new(),
-        }));
+        });
+        let weak = Arc::downgrade(&inner);
+        bus.metrics.lease_ages.add(name, weak);
+        let lease = Self(inner);
         let keeper = lease.clone();
-        bus.metrics.leases.add(name, &lease.0);
         tasks.spawn(async move {
-            let _alarm = stop.clone().drop_guard(); // nobody renews any more: the process must end
+            // Without renewals the process must end.
+            let _stop_process = stop.clone().drop_guard();
             stop.run_until_cancelled(keeper.keep()).await;
         });
         Ok(lease)
     }
 
-    /// How long ago the last renewal that succeeded was sent.
+    /// Returns the time since the last successful renewal was sent.
     pub fn age(&self) -> Duration {
         self.0.state.lock().renewed.elapsed()
     }
 
-    /// Since when every renewal has succeeded.
+    /// Returns for how long every renewal has succeeded.
     pub fn stable_for(&self) -> Duration {
-        self.0.state.lock().renewing_since.elapsed()
+        self.0.state.lock().stable_since.elapsed()
     }
 
-    /// Cancelled when somebody else has written the key: the holder is
-    /// declared dead or superseded, and nothing it does counts any more.
+    /// Returns a token that is cancelled when another process has written the
+    /// key. The holder is then declared dead or superseded, and must not act.
     pub fn lost(&self) -> &CancellationToken {
         &self.0.lost
     }
 
-    /// What the lease says from its next renewal on.
+    /// Sets the value of the lease from its next renewal on.
     pub fn set_value(&self, value: Bytes, when: Renewal) {
         self.0.state.lock().value = value;
         if when == Renewal::AtOnce {
@@ -179,9 +163,9 @@ impl Lease {
         }
     }
 
-    /// Ends the lease now, so that nobody needs to wait for it.
+    /// Ends the lease now, so that no process has to wait for its expiry.
     pub async fn release(&self) {
-        self.0.lost.cancel(); // ends the keeper
+        self.0.lost.cancel(); // ends the renewals
         let revision = self.0.state.lock().revision;
         if let Err(error) = self.0.bucket.remove_if(&self.0.key, revision).await {
             warn!(lease = %self.0.key, error = %chain(&error), "lease not released, it will expire");
@@ -200,14 +184,14 @@ impl Lease {
             }
             pause = match self.renew().await {
                 Ok(()) => terms.renew_every,
-                Err(BucketError::Conflict { .. }) if self.superseded().await => {
+                Err(BucketError::Conflict { .. }) if self.is_superseded().await => {
                     warn!(lease = %self.0.key, "lease lost: somebody else has written it");
                     self.0.lost.cancel();
                     continue;
                 }
                 Err(error) => {
                     warn!(lease = %self.0.key, error = %chain(&error), age = ?self.age(), "lease not renewed");
-                    self.0.state.lock().renewing_since = Instant::now();
+                    self.0.state.lock().stable_since = Instant::now();
                     terms.retry_every
                 }
             };
@@ -218,17 +202,17 @@ impl Lease {
         let (value, revision) = {
             let mut state = self.0.state.lock();
             let value = state.value.clone();
-            if !state.ours.contains(&value) {
-                state.ours.push(value.clone());
+            if !state.written.contains(&value) {
+                state.written.push(value.clone());
             }
             (value, state.revision)
         };
         let sent = Instant::now();
         let written =
             self.0.bucket.set_if(&self.0.key, revision, value.clone(), Some(self.0.terms.ttl));
-        // A renewal that takes longer than this is worth less than a second attempt.
-        let patience = self.0.terms.retry_every.max(Duration::from_secs(1));
-        let revision = match tokio::time::timeout(patience, written).await {
+        // A renewal that takes longer is worth less than a second attempt.
+        let limit = self.0.terms.retry_every.max(Duration::from_secs(1));
+        let revision = match tokio::time::timeout(limit, written).await {
             Ok(result) => result?,
             Err(elapsed) => {
                 let (bucket, key) = ("lease", self.0.key.clone());
@@ -238,22 +222,26 @@ impl Lease {
         let mut state = self.0.state.lock();
         state.revision = revision;
         state.renewed = sent;
-        state.ours = vec![value];
+        state.written = vec![value];
         Ok(())
     }
 
-    /// After a refused renewal: is the key somebody else's? A value of our own
-    /// (a renewal whose answer was lost) and an expiry marker are built upon.
-    async fn superseded(&self) -> bool {
-        let Ok(slot) = self.0.bucket.read(&self.0.key).await else { return false };
+    /// Whether another process wrote the key, after a refused renewal.
+    ///
+    /// A value of our own means that the response to a renewal was lost. That
+    /// value, or an expiry marker, is the base of the next renewal.
+    async fn is_superseded(&self) -> bool {
+        let Ok(entry) = self.0.bucket.read(&self.0.key).await else { return false };
         let mut state = self.0.state.lock();
-        match &slot.value {
-            // Older than what we know was written: a leader that was deposed, or a log
-            // that lost its tail. Nobody else's in any case.
-            Some(value) if state.revision <= slot.revision && !state.ours.contains(value) => true,
+        match &entry.value {
+            // A revision below a confirmed one comes from a deposed leader or a log
+            // that lost its tail. No other process wrote it.
+            Some(value) if entry.revision >= state.revision && !state.written.contains(value) => {
+                true
+            }
             _ => {
-                info!(lease = %self.0.key, revision = slot.revision, "lease found again");
-                state.revision = slot.revision;
+                info!(lease = %self.0.key, revision = entry.revision, "lease found again");
+                state.revision = entry.revision;
                 false
             }
         }

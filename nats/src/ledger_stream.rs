@@ -1,4 +1,4 @@
-//! The ledger, written and read: what became of messages.
+//! Writing and reading the ledger `IM_LEDGER`.
 
 use std::time::Duration;
 
@@ -8,70 +8,80 @@ use tracing::debug;
 use crate::{
     bus::Bus,
     chain,
-    log::{AppendCondition, AppendError, Extent, ReadError, ReadFrom, encoded},
+    log::{AppendCondition, AppendError, BoundedReader, ReadError, ReadFrom, encode_for},
     stream,
 };
 use qiyu_schema::{
-    codec,
+    codec::{self, DecodeError},
     id::{GatewayId, WorkerId},
     ledger::{DispatchBatch, LedgerBatch, OUTCOMES_MAX, ReadBatch},
     subject,
 };
 
-/// What of the ledger is read.
+/// Time the next entry of a reading may take.
+const ENTRY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The kinds of ledger records, each under subjects of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LedgerKind {
-    /// How messages ended at gateways, but for resumes.
+    /// Outcomes at gateways, except those of resumed messages.
     Outcomes,
-    /// How messages that a resume brought ended.
+    /// Outcomes of resumed messages.
     Resumes,
-    /// What fan-out handed to gateways.
+    /// Dispatches to gateways.
     Dispatches,
-    /// What was read over HTTP.
+    /// Pages read over HTTP.
     Reads,
 }
 
 impl LedgerKind {
-    fn filter(self) -> String {
-        let filter = match self {
+    fn filter(self) -> &'static str {
+        match self {
             Self::Outcomes => subject::ANY_OUTCOMES,
             Self::Resumes => subject::ANY_RESUMES,
             Self::Dispatches => subject::ANY_DISPATCHES,
             Self::Reads => subject::LEDGER_READS,
-        };
-        filter.to_owned()
+        }
+    }
+
+    fn of_subject(subject: &str) -> Self {
+        match subject.splitn(4, '.').nth(3) {
+            Some("resumes") => Self::Resumes,
+            Some("handovers") => Self::Dispatches,
+            Some("reads") => Self::Reads,
+            _ => Self::Outcomes,
+        }
     }
 }
 
-/// `first`, and what comes within `wait` or until there are [`OUTCOMES_MAX`]: what
-/// is written to the ledger together.
+/// Collects the records of one batch: `first`, and those that come within `wait`
+/// or until there are [`OUTCOMES_MAX`].
 pub async fn collect_batch<T>(first: T, more: &mut mpsc::Receiver<T>, wait: Duration) -> Vec<T> {
-    let mut gathered = vec![first];
+    let mut batch = vec![first];
     let waited = tokio::time::sleep(wait);
     tokio::pin!(waited);
-    while gathered.len() < OUTCOMES_MAX {
+    while batch.len() < OUTCOMES_MAX {
         tokio::select! {
-            biased; // what is there already comes along
+            biased; // records that are already there are taken first
             one = more.recv() => match one {
-                Some(one) => gathered.push(one),
+                Some(one) => batch.push(one),
                 None => break,
             },
             () = &mut waited => break,
         }
     }
-    gathered
+    batch
 }
 
 /// One entry of the ledger.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LedgerEntry {
-    /// When it was stored, by the server's clock, ms since 1970.
+    /// Time of storage by the server's clock, ms since 1970.
     pub stored_ms: u64,
-    /// What it says.
-    pub page: LedgerRecord,
+    pub record: LedgerRecord,
 }
 
-/// What an entry of the ledger says.
+/// The record in an entry of the ledger.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LedgerRecord {
     /// Of [`LedgerKind::Outcomes`] and [`LedgerKind::Resumes`].
@@ -82,8 +92,20 @@ pub enum LedgerRecord {
     Reads(ReadBatch),
 }
 
+impl LedgerRecord {
+    fn decode(kind: LedgerKind, payload: &[u8]) -> Result<Self, DecodeError> {
+        match kind {
+            LedgerKind::Outcomes | LedgerKind::Resumes => {
+                codec::decode(payload).map(Self::Outcomes)
+            }
+            LedgerKind::Dispatches => codec::decode(payload).map(Self::Dispatches),
+            LedgerKind::Reads => codec::decode(payload).map(Self::Reads),
+        }
+    }
+}
+
 impl Bus {
-    /// Stores outcomes. Before their envelopes are acknowledged.
+    /// Stores outcomes. The caller acknowledges their envelopes afterwards.
     ///
     /// # Errors
     ///
@@ -98,7 +120,7 @@ impl Bus {
         self.record(subject::ledger(gateway), batch, key, deadline).await
     }
 
-    /// Stores outcomes of what resumes brought.
+    /// Stores outcomes of resumed messages.
     ///
     /// # Errors
     ///
@@ -113,7 +135,7 @@ impl Bus {
         self.record(subject::ledger_resumes(gateway), batch, key, deadline).await
     }
 
-    /// Stores what a worker handed over.
+    /// Stores dispatches of a worker.
     ///
     /// # Errors
     ///
@@ -128,7 +150,7 @@ impl Bus {
         self.record(subject::ledger_dispatches(worker), batch, key, deadline).await
     }
 
-    /// Stores what was read over HTTP.
+    /// Stores pages read over HTTP.
     ///
     /// # Errors
     ///
@@ -149,51 +171,51 @@ impl Bus {
         key: &str,
         deadline: Duration,
     ) -> Result<(), AppendError> {
-        let payload = encoded(&subject, batch)?;
-        self.publish_stored(subject, payload, key, AppendCondition::Any, deadline).await.map(drop)
+        let payload = encode_for(&subject, batch)?;
+        self.publish_confirmed(subject, payload, key, AppendCondition::Any, deadline)
+            .await
+            .map(drop)
     }
 
-    /// Reads what was stored on some shelves of the ledger at `from_ms` (ms
-    /// since 1970, by the server's clock) or later, up to where it ends now.
+    /// Reads the records of some kinds that were stored at `from_ms` or later (ms
+    /// since 1970, by the server's clock), up to the present end of the ledger.
     ///
     /// # Errors
     ///
     /// [`ReadError::Unavailable`].
     pub async fn read_ledger(
         &self,
-        shelves: &[LedgerKind],
+        kinds: &[LedgerKind],
         from_ms: u64,
     ) -> Result<LedgerReader, ReadError> {
-        let filters = shelves.iter().map(|shelf| shelf.filter()).collect();
-        let reader =
-            self.open_history(stream::LEDGER, filters, ReadFrom::At { unix_ms: from_ms }).await?;
-        Ok(LedgerReader { entries: Extent::of(reader), unreadable: 0 })
+        let filters = kinds.iter().map(|kind| kind.filter().to_owned()).collect();
+        let from = ReadFrom::At { unix_ms: from_ms };
+        let reader = self.open_history(stream::LEDGER, filters, from).await?;
+        let entries = reader.to_present_end().with_entry_timeout(ENTRY_TIMEOUT);
+        Ok(LedgerReader { entries, unreadable: 0 })
     }
 }
 
-/// An open reading of the ledger.
+/// An open reader of the ledger.
 pub struct LedgerReader {
-    entries: Extent,
+    entries: BoundedReader,
     unreadable: u64,
 }
 
 impl LedgerReader {
-    /// The next entry; `None` at what was the end when the reading was opened.
+    /// Returns the next entry; `None` at the end. Entries that this build cannot
+    /// decode are counted and skipped.
     ///
     /// # Errors
     ///
-    /// [`ReadError`]: this reader is finished, open another one.
+    /// [`ReadError`]: this reader is finished, and another one must be opened.
     pub async fn next(&mut self) -> Result<Option<LedgerEntry>, ReadError> {
         while let Some(entry) = self.entries.next().await? {
-            let page = if entry.subject.ends_with(".handovers") {
-                codec::decode(&entry.payload).map(LedgerRecord::Dispatches)
-            } else if entry.subject.ends_with(".reads") {
-                codec::decode(&entry.payload).map(LedgerRecord::Reads)
-            } else {
-                codec::decode(&entry.payload).map(LedgerRecord::Outcomes)
-            };
-            match page {
-                Ok(page) => return Ok(Some(LedgerEntry { stored_ms: entry.written_ms, page })),
+            let kind = LedgerKind::of_subject(&entry.subject);
+            match LedgerRecord::decode(kind, &entry.payload) {
+                Ok(record) => {
+                    return Ok(Some(LedgerEntry { stored_ms: entry.written_ms, record }));
+                }
                 Err(error) => {
                     self.unreadable += 1;
                     debug!(seq = entry.seq, error = %chain(&error), "entry of the ledger passed over");
@@ -203,13 +225,31 @@ impl LedgerReader {
         Ok(None)
     }
 
-    /// Entries so far that this build cannot read.
+    /// Returns the number of skipped entries so far.
     pub fn unreadable(&self) -> u64 {
         self.unreadable
     }
 
-    /// Ends the reading.
+    /// Ends the reading and removes its consumer.
     pub async fn close(self) {
         self.entries.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_of_the_ledger_tells_its_kind() {
+        let (gateway, worker) = ("reads".parse().unwrap(), "w-1".parse().unwrap());
+        for (subject, kind) in [
+            (subject::ledger(&gateway), LedgerKind::Outcomes),
+            (subject::ledger_resumes(&gateway), LedgerKind::Resumes),
+            (subject::ledger_dispatches(&worker), LedgerKind::Dispatches),
+            (subject::LEDGER_READS.to_owned(), LedgerKind::Reads),
+        ] {
+            assert_eq!(LedgerKind::of_subject(&subject), kind, "{subject}");
+        }
     }
 }

@@ -17,10 +17,14 @@ pub mod backpressure;
 pub mod bucket;
 pub mod bus;
 mod chain;
+mod collector;
+mod config;
+mod connection;
 pub mod fact;
 pub mod inbox;
 pub mod lag;
 pub mod lease;
+mod lease_ages;
 pub mod ledger_stream;
 pub mod log;
 pub mod log_identity;
@@ -28,6 +32,7 @@ mod metrics;
 pub mod notice;
 pub mod outbox;
 pub mod position;
+mod publish_error;
 mod pull;
 pub mod server;
 pub mod service;
@@ -36,12 +41,16 @@ pub mod stream;
 pub mod trace_context;
 pub mod vitals;
 
-pub use bus::{Bus, BusConfig, ConnectError, Profile};
+pub use bus::Bus;
 pub use chain::chain;
+pub use config::{BusConfig, Profile};
+pub use connection::ConnectError;
 pub use stream::ProvisionError;
 
-/// Milliseconds since 1970, by this machine's clock. Only for people and for
-/// generous limits (retention, deduplication); nothing is ever ordered by it.
+/// Returns the milliseconds since 1970, by this machine's clock.
+///
+/// It is only for display and for generous limits (retention, deduplication).
+/// Nothing is ever ordered by it.
 pub fn now_ms() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

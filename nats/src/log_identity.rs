@@ -1,4 +1,5 @@
-//! Which log this is: so that what was read here is never written back here.
+//! The identity of a log. It keeps a tool from writing events of a log back to
+//! the same log.
 
 use std::time::Duration;
 
@@ -6,36 +7,33 @@ use futures_util::StreamExt;
 
 use crate::{bus::Bus, log::ReadError, stream};
 
-/// What tells a log from every other.
+/// The properties that tell a log from every other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogIdentity {
-    /// When its stream was made, ns since 1970. A copy of a server's store has the same.
+    /// Creation of its stream, ns since 1970. A copy of a server's store has the same.
     pub created_ns: i128,
-    /// The version of the server that answered.
+    /// Version of the server that responded.
     pub server: String,
-    /// How long it keeps an event.
+    /// Retention of an event.
     pub retain: Duration,
-    /// Copies of it.
     pub replicas: usize,
-    /// The first sequence it still has.
+    /// First sequence it holds.
     pub first: u64,
-    /// The last one.
+    /// Last sequence it holds.
     pub last: u64,
 }
 
-/// How long a word said on one bus may take to be heard on the other.
-const WHISPER_PATIENCE: Duration = Duration::from_millis(500);
+/// Time a message that is published on one bus may take to reach the other.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 impl Bus {
-    /// Which log lies here, and how it is kept.
+    /// Returns the identity of the log on this bus.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Unavailable`] when the log does not answer.
+    /// [`ReadError::Unavailable`] when the log does not respond.
     pub async fn log_identity(&self) -> Result<LogIdentity, ReadError> {
-        let open = |source| ReadError::Unavailable { source };
-        let log = self.control.get_stream(stream::IN).await;
-        let log = log.map_err(|error| open(error.into()))?;
+        let log = self.control.get_stream(stream::IN).await.map_err(ReadError::unavailable)?;
         let info = log.cached_info();
         Ok(LogIdentity {
             created_ns: info.created.unix_timestamp_nanos(),
@@ -47,20 +45,20 @@ impl Bus {
         })
     }
 
-    /// Whether a word said here is heard on `other`: then both are one system,
-    /// through whatever servers, and what is written to one is written to both.
+    /// Whether a message published here reaches `other`. Both are then one
+    /// system, through whichever servers, and a write to one is a write to both.
     ///
     /// # Errors
     ///
-    /// When one of the connections is closed.
+    /// Fails when one of the connections is closed.
     pub async fn is_same_system(&self, other: &Self) -> Result<bool, async_nats::Error> {
         let subject = format!("qiyu.whisper.{:032x}", qiyu_schema::ticket::fresh_nonce());
-        let listener = other.control.client();
-        let mut heard = listener.subscribe(subject.clone()).await?;
-        listener.flush().await?;
-        let speaker = self.control.client();
-        speaker.publish(subject, "".into()).await?;
-        speaker.flush().await?;
-        Ok(tokio::time::timeout(WHISPER_PATIENCE, heard.next()).await.is_ok())
+        let receiver = other.control.client();
+        let mut received = receiver.subscribe(subject.clone()).await?;
+        receiver.flush().await?;
+        let sender = self.control.client();
+        sender.publish(subject, "".into()).await?;
+        sender.flush().await?;
+        Ok(tokio::time::timeout(PROBE_TIMEOUT, received.next()).await.is_ok())
     }
 }

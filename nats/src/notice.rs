@@ -1,6 +1,7 @@
-//! Notices: what may be lost. Core NATS to each gateway that holds members,
-//! never stored, never acknowledged, without a msgId.
+//! Notices: messages that may be lost. Core NATS carries them to each gateway
+//! with members. They are never stored or acknowledged and have no msgId.
 
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use crate::{bus::Bus, chain};
@@ -10,12 +11,10 @@ use qiyu_schema::{
     subject,
 };
 
-/// Something the members of a room may like to know.
+/// A message for the members of a room that may be lost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Notice {
-    /// Where.
     pub app: AppId,
-    /// Which room.
     pub room: RoomId,
     /// 5601 viewers, 5602 likes.
     pub biz_code: i32,
@@ -23,23 +22,36 @@ pub struct Notice {
     pub data: String,
 }
 
-/// Sends `notice` to one gateway, or loses it.
+/// Sends `notice` to one gateway. It is dropped while the connection is down,
+/// because no notice is worth a wait.
 pub async fn send(bus: &Bus, to: &Incarnation, notice: &Notice) {
     let Ok(payload) = codec::encode(notice) else { return };
-    // A notice is worth no wait: with the connection down it is dropped here.
     if bus.is_connected() {
         bus.publish_and_forget(subject::notices(to), payload).await;
     }
 }
 
+impl Bus {
+    /// Subscribes to the notices for one gateway incarnation.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the connection is closed.
+    pub async fn notices(
+        &self,
+        gateway: &Incarnation,
+    ) -> Result<Notices, async_nats::SubscribeError> {
+        Ok(Notices(self.consume.client().subscribe(subject::notices(gateway)).await?))
+    }
+}
+
 /// The notices sent to one gateway.
 #[derive(Debug)]
-pub struct Notices(pub(crate) async_nats::Subscriber);
+pub struct Notices(async_nats::Subscriber);
 
 impl Notices {
-    /// The next one that can be read; `None` when the bus is closed.
+    /// Returns the next notice that can be decoded; `None` when the bus is closed.
     pub async fn next(&mut self) -> Option<Notice> {
-        use futures_util::StreamExt;
         loop {
             match codec::decode(&self.0.next().await?.payload) {
                 Ok(notice) => return Some(notice),

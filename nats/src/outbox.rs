@@ -1,32 +1,29 @@
-//! A gateway's queue: written by partition owners, read by one incarnation.
+//! The queue of a gateway incarnation in `IM_OUT`: written by partition owners,
+//! read by that incarnation.
 //!
-//! The consumer is the retry clock: what is not acknowledged within `ack_wait`
-//! is delivered again, and the gateway decides what a further delivery means.
+//! The queue's consumer is the retry clock: an envelope that is not acknowledged
+//! within `ack_wait` is delivered again, and the gateway decides how to handle a
+//! redelivery.
+
+mod abandoned;
+mod enqueue;
 
 use std::{collections::HashSet, time::Duration};
 
 use async_nats::{
     Subject,
     jetstream::{
+        Message,
         consumer::{AckPolicy, DeliverPolicy, pull},
-        context::PublishAckFuture,
-        message::PublishMessage,
-        stream::DirectGetErrorKind,
+        context::ConsumerInfoErrorKind,
+        stream::{DirectGetErrorKind, Stream},
     },
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::{
-    bus::{self, Bus},
-    chain,
-    log::with_trace_context,
-    pull::Pulling,
-    stream,
-    trace_context::TraceContext,
-};
+use crate::{bus::Bus, chain, pull::PullStream, stream, trace_context::TraceContext};
 use qiyu_schema::{
     codec,
     envelope::Envelope,
@@ -34,10 +31,17 @@ use qiyu_schema::{
     subject,
 };
 
+pub use abandoned::AbandonedOutbox;
+pub use enqueue::{EnqueueAck, EnqueueError};
+
 /// Envelopes a gateway may hold unacknowledged. At 16,000 pending the second
 /// delivery came within 110 ms of its time; with the default of 1000 one room
 /// of silent clients would cap the gateway at 250 envelopes a second.
 const ACK_PENDING_MAX: i64 = 20_000;
+/// Pause between attempts to restart a broken reader.
+const RESTART_INTERVAL: Duration = Duration::from_millis(500);
+/// While disconnected, the client's channel fills and a publish would wait without end.
+const ACK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A gateway's queue could not be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -48,73 +52,84 @@ pub struct OutboxError {
     source: async_nats::Error,
 }
 
-/// What one gateway incarnation reads.
-pub struct Outbox {
-    gateway: Incarnation,
-    messages: Pulling,
-    /// The reader is broken: when to try to open it anew.
-    reopen_at: Option<Instant>,
+impl OutboxError {
+    /// Returns a function that wraps errors of one attempt.
+    fn of<'a, E: Into<async_nats::Error>>(
+        attempt: &'static str,
+        gateway: &'a Incarnation,
+    ) -> impl Fn(E) -> Self + 'a {
+        move |error| Self { attempt, gateway: gateway.clone(), source: error.into() }
+    }
 }
 
-/// One envelope, delivered for the `attempt`-th time.
+/// The queue of one gateway incarnation, open for reading.
+pub struct Outbox {
+    gateway: Incarnation,
+    messages: PullStream,
+    /// Time of the next restart, if the reader is broken.
+    restart_at: Option<Instant>,
+}
+
+/// One delivery of one envelope.
 #[derive(Debug)]
 pub struct Delivery {
-    /// Its place in the queue: the same at every delivery.
+    /// Position in the queue: the same at every delivery.
     pub seq: u64,
     /// The encoded [`Envelope`].
     pub payload: Bytes,
-    /// 1 for the first time.
-    pub attempt: u64,
-    /// What acknowledges it.
     pub ack: AckHandle,
-    /// The trail of its message, if it leaves one.
     pub trace_context: Option<TraceContext>,
 }
 
 impl Delivery {
-    /// What it says.
+    /// Returns `None` for a message that did not come from a consumer and so
+    /// cannot be acknowledged.
+    fn of(message: Message) -> Option<Self> {
+        let ack = AckHandle(message.reply.clone()?);
+        let seq = message.info().ok()?.stream_sequence;
+        let trace_context = TraceContext::of(message.headers.as_ref());
+        Some(Self { seq, ack, trace_context, payload: message.message.payload })
+    }
+
+    /// Decodes the envelope.
     ///
     /// # Errors
     ///
-    /// When the bytes are no [`Envelope`].
+    /// Fails when the bytes are no [`Envelope`].
     pub fn envelope(&self) -> Result<Envelope, codec::DecodeError> {
         codec::decode(&self.payload)
     }
 }
 
-/// What lies in a gateway's queue.
+/// The size of a gateway's queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Envelopes not delivered to it yet.
+    /// Envelopes not delivered yet.
     pub waiting: u64,
-    /// Delivered and not acknowledged.
+    /// Envelopes delivered and not acknowledged.
     pub unacknowledged: u64,
 }
 
-/// Acknowledges one delivery of one envelope.
+/// The address that acknowledges one delivery of one envelope.
 #[derive(Clone, Debug)]
 pub struct AckHandle(Subject);
 
 impl Bus {
-    /// Makes the queue's consumer. Before the gateway is announced: an envelope
-    /// published to a queue that nobody can read yet would still wait, but a
-    /// gateway that cannot make its consumer must not be announced at all.
+    /// Creates the queue's consumer and opens the queue.
+    ///
+    /// A gateway does this before it is announced. An envelope would also wait
+    /// in a queue without a consumer, but a gateway that cannot create its
+    /// consumer must not be announced at all.
     ///
     /// # Errors
     ///
-    /// When NATS refuses or does not answer.
+    /// Fails when NATS refuses or does not respond.
     pub async fn open_outbox(&self, gateway: &Incarnation) -> Result<Outbox, OutboxError> {
-        let fail = |source: async_nats::Error| OutboxError {
-            attempt: "open",
-            gateway: gateway.clone(),
-            source,
-        };
         let out = self.consume.get_stream_no_info(stream::OUT).await;
-        let out = out.map_err(|error| fail(error.into()))?;
-        let name = consumer_name(gateway);
+        let out = out.map_err(OutboxError::of("open", gateway))?;
         let consumer = out
             .create_consumer(pull::Config {
-                durable_name: Some(name),
+                durable_name: Some(consumer_name(gateway)),
                 deliver_policy: DeliverPolicy::All,
                 ack_policy: AckPolicy::Explicit,
                 ack_wait: self.config().ack_wait,
@@ -125,42 +140,36 @@ impl Bus {
                 ..Default::default()
             })
             .await
-            .map_err(|error| fail(error.into()))?;
-        let messages = Pulling::from(consumer).await.map_err(fail)?;
-        let gateway = gateway.clone();
-        Ok(Outbox { gateway, messages, reopen_at: None })
+            .map_err(OutboxError::of("open", gateway))?;
+        let messages = PullStream::open(consumer).await;
+        let messages = messages.map_err(OutboxError::of("open", gateway))?;
+        Ok(Outbox { gateway: gateway.clone(), messages, restart_at: None })
     }
 
-    /// Acknowledges a delivery. May be lost; the envelope then comes again.
+    /// Acknowledges a delivery. If the acknowledgement is lost, the envelope is
+    /// delivered again.
     pub async fn ack(&self, ack: &AckHandle) {
         let client = self.consume.client();
         let sent = client.publish(ack.0.clone(), Bytes::from_static(b"+ACK"));
-        // While disconnected the client's channel fills and publish would wait without end.
-        if tokio::time::timeout(Duration::from_secs(1), sent).await.is_err() {
+        if tokio::time::timeout(ACK_TIMEOUT, sent).await.is_err() {
             debug!("acknowledgement not sent, the envelope will come again");
         }
     }
 
-    /// How much lies in a gateway's queue.
+    /// Returns the size of a gateway's queue.
     ///
     /// # Errors
     ///
-    /// When NATS does not answer.
+    /// Fails when NATS does not respond.
     pub async fn backlog(&self, gateway: &Incarnation) -> Result<Backlog, OutboxError> {
-        let fail = |source: async_nats::Error| OutboxError {
-            attempt: "measure",
-            gateway: gateway.clone(),
-            source,
-        };
-        let out = self.control.get_stream_no_info(stream::OUT).await;
-        let out = out.map_err(|error| fail(error.into()))?;
+        let out = self.out_stream("measure", gateway).await?;
         let info = out.consumer_info(&consumer_name(gateway)).await;
-        let info = info.map_err(|error| fail(error.into()))?;
+        let info = info.map_err(OutboxError::of("measure", gateway))?;
         let unacknowledged = u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX);
         Ok(Backlog { waiting: info.num_pending, unacknowledged })
     }
 
-    /// Removes what an incarnation that has ended cleanly leaves behind.
+    /// Removes the consumer of an incarnation that has ended.
     pub async fn remove_outbox(&self, gateway: &Incarnation) {
         let Ok(out) = self.control.get_stream_no_info(stream::OUT).await else { return };
         if let Err(error) = out.delete_consumer(&consumer_name(gateway)).await {
@@ -168,65 +177,22 @@ impl Bus {
         }
     }
 
-    /// Opens the queue of a gateway that is gone, to take what it left. Several
-    /// may do so at once: they share the work.
+    /// Returns the messages whose envelopes lie in a gateway's queue, delivered
+    /// or not: `max` at most. The queue stays as it is.
     ///
     /// # Errors
     ///
-    /// When NATS refuses or does not answer.
-    pub async fn open_abandoned_outbox(
-        &self,
-        gateway: &Incarnation,
-    ) -> Result<AbandonedOutbox, OutboxError> {
-        let fail = |source: async_nats::Error| OutboxError {
-            attempt: "take over",
-            gateway: gateway.clone(),
-            source,
-        };
-        self.remove_outbox(gateway).await; // a queue has one consumer
-        let out = self.consume.get_stream_no_info(stream::OUT).await;
-        let out = out.map_err(|error| fail(error.into()))?;
-        let name = format!("take-{}-{}", gateway.id, gateway.epoch);
-        let consumer = out
-            .create_consumer(pull::Config {
-                durable_name: Some(name.clone()),
-                deliver_policy: DeliverPolicy::All,
-                ack_policy: AckPolicy::Explicit,
-                // Whoever dies over it leaves it to the next one soon.
-                ack_wait: Duration::from_secs(5),
-                filter_subject: subject::outbox(gateway),
-                max_ack_pending: ACK_PENDING_MAX,
-                max_deliver: -1,
-                inactive_threshold: Duration::from_secs(600),
-                ..Default::default()
-            })
-            .await
-            .map_err(|error| fail(error.into()))?;
-        Ok(AbandonedOutbox { gateway: gateway.clone(), name, consumer })
-    }
-
-    /// The messages whose envelopes lie in a gateway's queue, in no hands or in
-    /// its own; `max` of them at most. Nothing is taken out.
-    ///
-    /// # Errors
-    ///
-    /// When NATS does not answer.
+    /// Fails when NATS does not respond.
     pub async fn queued_messages(
         &self,
         gateway: &Incarnation,
         max: usize,
     ) -> Result<HashSet<MsgId>, OutboxError> {
-        let fail = |source: async_nats::Error| OutboxError {
-            attempt: "look into",
-            gateway: gateway.clone(),
-            source,
-        };
-        let out = self.control.get_stream_no_info(stream::OUT).await;
-        let out = out.map_err(|error| fail(error.into()))?;
+        let out = self.out_stream("look into", gateway).await?;
         let (subject, mut next) = (subject::outbox(gateway), 1);
         let mut found = HashSet::new();
         while found.len() < max {
-            // A queue has one consumer, so it is read message by message.
+            // A queue allows one consumer only, so this reads message by message.
             match out.direct_get_next_for_subject(subject.as_str(), Some(next)).await {
                 Ok(message) => {
                     next = message.sequence + 1;
@@ -234,178 +200,65 @@ impl Bus {
                     found.extend(envelope.and_then(|envelope| envelope.msg_id()));
                 }
                 Err(error) if error.kind() == DirectGetErrorKind::NotFound => break,
-                Err(error) => return Err(fail(error.into())),
+                Err(error) => return Err(OutboxError::of("look into", gateway)(error)),
             }
         }
         Ok(found)
     }
 
-    /// Starts storing an envelope. The returned future is its PubAck.
-    ///
-    /// # Errors
-    ///
-    /// As [`Handover`].
-    pub async fn enqueue(
+    async fn out_stream(
         &self,
+        attempt: &'static str,
         gateway: &Incarnation,
-        msg_id: MsgId,
-        envelope: Bytes,
-        suffix: &str,
-        trace_context: Option<&TraceContext>,
-    ) -> Result<EnqueueAck, EnqueueError> {
-        let key = format!("{msg_id}:{gateway}{suffix}");
-        let message = PublishMessage::build().payload(envelope).message_id(key);
-        let message = with_trace_context(message, trace_context);
-        match self.publish.send_publish(subject::outbox(gateway), message).await {
-            Ok(ack) => Ok(EnqueueAck(ack)),
-            Err(error) => Err(EnqueueError::from(error)),
-        }
-    }
-}
-
-/// What a gateway left behind.
-pub struct AbandonedOutbox {
-    gateway: Incarnation,
-    name: String,
-    consumer: async_nats::jetstream::consumer::Consumer<pull::Config>,
-}
-
-impl AbandonedOutbox {
-    /// Some of what is left; empty when nothing is, not even in other hands.
-    ///
-    /// # Errors
-    ///
-    /// When NATS does not answer.
-    pub async fn fetch_batch(&mut self) -> Result<Vec<Delivery>, OutboxError> {
-        loop {
-            let batch = self.consumer.fetch().max_messages(500).messages().await;
-            let mut batch = batch.map_err(|error| self.fail(error.into()))?;
-            let mut taken = Vec::new();
-            while let Some(message) = batch.next().await {
-                taken.extend(delivery(message.map_err(|error| self.fail(error))?));
-            }
-            if !taken.is_empty() {
-                return Ok(taken);
-            }
-            let info = self.consumer.get_info().await.map_err(|error| self.fail(error.into()))?;
-            if info.num_pending == 0 && info.num_ack_pending == 0 {
-                return Ok(taken);
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await; // in other hands still
-        }
-    }
-
-    /// Nothing is left: the queue's consumer goes too.
-    pub async fn close(self, bus: &Bus) {
-        let Ok(out) = bus.control.get_stream_no_info(stream::OUT).await else { return };
-        if let Err(error) = out.delete_consumer(&self.name).await {
-            debug!(gateway = %self.gateway, error = %chain(&error), "consumer not removed, it ends by itself");
-        }
-    }
-
-    fn fail(&self, source: async_nats::Error) -> OutboxError {
-        OutboxError { attempt: "take over", gateway: self.gateway.clone(), source }
-    }
-}
-
-/// `None`: not from a consumer, so nothing that could be acknowledged.
-fn delivery(message: async_nats::jetstream::Message) -> Option<Delivery> {
-    let ack = AckHandle(message.reply.clone()?);
-    let info = message.info().ok()?;
-    let attempt = u64::try_from(info.delivered).unwrap_or(1).max(1);
-    let seq = info.stream_sequence;
-    let trace_context = TraceContext::of(message.headers.as_ref());
-    Some(Delivery { seq, attempt, ack, trace_context, payload: message.message.payload })
-}
-
-/// The PubAck of one envelope, to be waited for.
-pub struct EnqueueAck(PublishAckFuture);
-
-impl EnqueueAck {
-    /// Waits for it.
-    ///
-    /// # Errors
-    ///
-    /// [`EnqueueError`].
-    pub async fn stored(self) -> Result<(), EnqueueError> {
-        self.0.await.map(drop).map_err(EnqueueError::from)
-    }
-}
-
-/// Why an envelope was not stored.
-#[derive(Debug, thiserror::Error)]
-pub enum EnqueueError {
-    /// The gateway is 20,000 envelopes behind; it is skipped and will read the log.
-    #[error("the gateway's queue is full")]
-    Full,
-    /// It may work when tried again.
-    #[error("the envelope was not confirmed")]
-    Unconfirmed(#[source] async_nats::Error),
-    /// It never will.
-    #[error("the envelope was refused")]
-    Refused(#[source] async_nats::Error),
-}
-
-impl From<async_nats::jetstream::context::PublishError> for EnqueueError {
-    fn from(error: async_nats::jetstream::context::PublishError) -> Self {
-        if bus::error_code(&error) == Some(bus::SUBJECT_FULL) {
-            Self::Full
-        } else if bus::is_transient(error.kind(), &error) {
-            Self::Unconfirmed(error.into())
-        } else {
-            Self::Refused(error.into())
-        }
+    ) -> Result<Stream<()>, OutboxError> {
+        let out = self.control.get_stream_no_info(stream::OUT).await;
+        out.map_err(OutboxError::of(attempt, gateway))
     }
 }
 
 impl Outbox {
-    /// The next delivery. Survives the bus going away and coming back.
+    /// Returns the next delivery. It survives a lost and restored connection.
     ///
-    /// Cancel-safe, and it must be: whoever waits here also waits for other
-    /// things, so what is under way lives in `self`, not in this future.
+    /// Cancel-safe, because the caller also waits for other events: a pending
+    /// request is kept in `self`, not in this future.
     ///
     /// # Errors
     ///
-    /// When the consumer is gone: this incarnation's queue has been taken from it.
+    /// Fails when the consumer is gone: another process has recovered the queue
+    /// of this incarnation.
     pub async fn next(&mut self) -> Result<Delivery, OutboxError> {
         loop {
-            if let Some(not_before) = self.reopen_at {
-                tokio::time::sleep_until(not_before).await;
-                self.reopen_at = Some(Instant::now() + REOPEN_EVERY); // should this be dropped
-                if self.is_there().await? && self.messages.restart().await.is_ok() {
-                    self.reopen_at = None;
+            if let Some(at) = self.restart_at {
+                tokio::time::sleep_until(at).await;
+                // Set first, in case this future is dropped.
+                self.restart_at = Some(Instant::now() + RESTART_INTERVAL);
+                if self.has_consumer().await? && self.messages.restart().await.is_ok() {
+                    self.restart_at = None;
                 }
                 continue;
             }
             match self.messages.next().await {
                 Ok(message) => {
-                    if let Some(delivery) = delivery(message) {
+                    if let Some(delivery) = Delivery::of(message) {
                         return Ok(delivery);
                     }
                 }
-                // What was asked of a server that does not lead the consumer any
-                // more is never answered; a second question costs little.
+                // A request to a server that no longer leads the consumer gets no
+                // response. A second request costs little.
                 Err(error) => {
-                    debug!(gateway = %self.gateway, error = %chain(&*error), "queue reader stumbles");
-                    self.reopen_at = Some(Instant::now());
+                    debug!(gateway = %self.gateway, error = %chain(&*error), "queue reader interrupted");
+                    self.restart_at = Some(Instant::now());
                 }
             }
         }
     }
 
-    /// `Ok(false)`: no answer yet.
-    async fn is_there(&self) -> Result<bool, OutboxError> {
+    /// Whether the consumer exists; `Ok(false)`: no response yet.
+    async fn has_consumer(&self) -> Result<bool, OutboxError> {
         match self.messages.consumer().get_info().await {
             Ok(_) => Ok(true),
-            Err(error)
-                if error.kind()
-                    == async_nats::jetstream::context::ConsumerInfoErrorKind::NotFound =>
-            {
-                Err(OutboxError {
-                    attempt: "read",
-                    gateway: self.gateway.clone(),
-                    source: error.into(),
-                })
+            Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => {
+                Err(OutboxError::of("read", &self.gateway)(error))
             }
             Err(error) => {
                 warn!(gateway = %self.gateway, error = %chain(&error), "queue does not answer, trying again");
@@ -415,10 +268,7 @@ impl Outbox {
     }
 }
 
-/// Between attempts to open it anew.
-const REOPEN_EVERY: Duration = Duration::from_millis(500);
-
-/// A durable may not have a dot in its name.
+/// A durable consumer may not have a dot in its name.
 fn consumer_name(gateway: &Incarnation) -> String {
     format!("gw-{}-{}", gateway.id, gateway.epoch)
 }

@@ -1,4 +1,4 @@
-//! How far the owner of a partition has come, as the bucket `positions` holds it.
+//! The owner of a partition and its position, as the bucket `positions` holds them.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,38 +8,37 @@ use qiyu_schema::{
     id::{Partition, WorkerId},
 };
 
-/// Who owns a partition.
+/// The ownership of a partition by one worker process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// The worker.
     pub worker: WorkerId,
-    /// Which life of it, ms since 1970.
+    /// Start of the worker's process, ms since 1970.
     pub epoch: u64,
 }
 
-/// Everything up to here is folded, and what follows from it handed over.
+/// The position up to which a partition is folded and dispatched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Position {
-    /// The sequence of the last such event.
+    /// Sequence of the last such event.
     pub seq: u64,
-    /// Who says so.
+    /// The owner that recorded it.
     pub by: Claim,
 }
 
-/// The key of a partition's position.
+/// Returns the key of a partition's position.
 pub fn key(partition: Partition) -> String {
     partition.to_string()
 }
 
 impl Bus {
-    /// How far a partition is folded and handed over; 0: not at all yet.
+    /// Returns the recorded position of a partition; 0 if there is none yet.
     ///
     /// # Errors
     ///
-    /// When the bucket does not answer.
+    /// Fails when the bucket does not respond.
     pub async fn position(&self, partition: Partition) -> Result<u64, BucketError> {
-        let slot = self.bucket(BucketName::Positions).read(&key(partition)).await?;
-        let position = slot.value.as_deref().and_then(|v| codec::decode::<Position>(v).ok());
+        let entry = self.bucket(BucketName::Positions).read(&key(partition)).await?;
+        let position = entry.value.as_deref().and_then(|v| codec::decode::<Position>(v).ok());
         Ok(position.map_or(0, |position| position.seq))
     }
 }

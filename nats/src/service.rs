@@ -1,8 +1,9 @@
-//! Commands over NATS micro services: discoverable, load-balanced, in place of RPC.
+//! Commands over NATS micro services: discoverable and load-balanced, in place
+//! of another RPC.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use async_nats::service::{ServiceExt, error::Error as MicroError};
+use async_nats::service::{Service, ServiceExt, error::Error as MicroError};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::{sync::Semaphore, time::Instant};
@@ -16,62 +17,116 @@ use qiyu_schema::{
     id::Partition,
 };
 
-/// A command that was heard and refused.
+/// The refusal of a command by the service that handled it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct CommandRefusal {
-    /// As the HTTP edge will say it: 400 to 599.
+    /// The HTTP status that api responds with: 400 to 599.
     pub code: u16,
-    /// For a person; safe to show.
+    /// For display to a user.
     pub message: String,
 }
 
-/// A command without an answer of its own kind.
+/// A command without a response of its own type.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// Whoever should do it said no.
     #[error(transparent)]
     Refused(CommandRefusal),
-    /// Nobody answers such commands at the moment.
+    /// No process serves the command at present.
     #[error("nobody answers {subject}")]
-    NoResponder {
-        /// The command's subject.
-        subject: String,
-    },
-    /// No answer in time, or none that can be read. It may have been done.
+    NoResponder { subject: String },
+    /// No response came in time, or it cannot be decoded. The command may have
+    /// been carried out.
     #[error("no answer to {subject}")]
-    NoResponse {
-        /// The command's subject.
-        subject: String,
-        /// Why.
-        source: async_nats::Error,
-    },
+    NoResponse { subject: String, source: async_nats::Error },
 }
 
-/// Commands one endpoint works on at once; further ones wait in its subscription.
+/// Commands that one endpoint handles at once. Further ones wait in its subscription.
 const CONCURRENT_MAX: usize = 256;
-/// How long a partition may be without an owner: the lease of a dead one, and a claim.
-const OWNER_PATIENCE: Duration = Duration::from_secs(6);
-/// Between questions to an owner that is not there yet.
-const OWNER_RETRY: Duration = Duration::from_millis(100);
-/// How long a command may take.
+/// A partition may have no owner for this long: the lease of a dead one, and a claim.
+const OWNER_TIMEOUT: Duration = Duration::from_secs(6);
+/// Pause between requests while a partition has no owner.
+const OWNER_RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Time a command may take.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// A named group of endpoints answered by this process.
-#[derive(Clone)]
-pub struct CommandService {
-    /// Held by every endpoint too: dropped, it would silence them all.
-    service: Arc<async_nats::service::Service>,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-}
-
 impl Bus {
-    /// Announces a service of this process. It answers until `stop`.
+    /// Sends a command to a service group and waits for the response.
     ///
     /// # Errors
     ///
-    /// When the connection is closed.
+    /// [`CommandError`].
+    pub async fn request<C: Command>(
+        &self,
+        group: &str,
+        command: &C,
+    ) -> Result<C::Reply, CommandError> {
+        self.request_with_timeout(group, command, COMMAND_TIMEOUT).await
+    }
+
+    /// Sends a command to the owner of a partition. If the partition is being
+    /// reassigned and has no owner, this waits for the next one.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub async fn request_owner<C: Command>(
+        &self,
+        partition: Partition,
+        command: &C,
+    ) -> Result<C::Reply, CommandError> {
+        let (owner, started) = (fold_group(partition), Instant::now());
+        loop {
+            match self.request(&owner, command).await {
+                Err(
+                    CommandError::NoResponder { .. }
+                    | CommandError::Refused(CommandRefusal { code: 503, .. }),
+                ) if started.elapsed() < OWNER_TIMEOUT => {
+                    tokio::time::sleep(OWNER_RETRY_INTERVAL).await;
+                }
+                response => return response,
+            }
+        }
+    }
+
+    /// Sends a command and waits no longer than `timeout` for the response.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub async fn request_with_timeout<C: Command>(
+        &self,
+        group: &str,
+        command: &C,
+        timeout: Duration,
+    ) -> Result<C::Reply, CommandError> {
+        let subject = format!("{group}.{}", C::VERB);
+        let no_response = |source| CommandError::NoResponse { subject: subject.clone(), source };
+        let payload = codec::encode(command).map_err(|error| no_response(error.into()))?;
+        let request = async_nats::Request::new().payload(payload).timeout(Some(timeout));
+        let response = match self.control.client().send_request(subject.clone(), request).await {
+            Ok(response) => response,
+            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
+                return Err(CommandError::NoResponder { subject });
+            }
+            Err(error) => return Err(no_response(error.into())),
+        };
+        let header = |name: &str| response.headers.as_ref()?.get(name);
+        if let Some(code) = header("Nats-Service-Error-Code") {
+            let message = header("Nats-Service-Error");
+            return Err(CommandError::Refused(CommandRefusal {
+                code: code.as_str().parse().unwrap_or(500),
+                message: message.map(|text| text.as_str().to_owned()).unwrap_or_default(),
+            }));
+        }
+        codec::decode(&response.payload).map_err(|error| no_response(error.into()))
+    }
+
+    /// Announces a service of this process. Its endpoints respond until `stop`.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the connection is closed.
     pub async fn command_service(
         &self,
         name: &str,
@@ -88,129 +143,77 @@ impl Bus {
             .await?;
         Ok(CommandService { service: Arc::new(service), tasks: tasks.clone(), stop })
     }
+}
 
-    /// Asks the service group `to`, and waits for the answer.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError`].
-    pub async fn request<C: Command>(
-        &self,
-        to: &str,
-        command: &C,
-    ) -> Result<C::Reply, CommandError> {
-        self.request_with_timeout(to, command, COMMAND_TIMEOUT).await
-    }
-
-    /// Asks the owner of a partition. While it changes hands it has none; that is waited for.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError`].
-    pub async fn request_owner<C: Command>(
-        &self,
-        partition: Partition,
-        command: &C,
-    ) -> Result<C::Reply, CommandError> {
-        let (owner, started) = (fold_group(partition), Instant::now());
-        loop {
-            match self.request(&owner, command).await {
-                Err(
-                    CommandError::NoResponder { .. }
-                    | CommandError::Refused(CommandRefusal { code: 503, .. }),
-                ) if started.elapsed() < OWNER_PATIENCE => {
-                    tokio::time::sleep(OWNER_RETRY).await;
-                }
-                answer => return answer,
-            }
-        }
-    }
-
-    /// Asks, and waits no longer than `patience`.
-    ///
-    /// # Errors
-    ///
-    /// [`CommandError`].
-    pub async fn request_with_timeout<C: Command>(
-        &self,
-        to: &str,
-        command: &C,
-        patience: Duration,
-    ) -> Result<C::Reply, CommandError> {
-        let subject = format!("{to}.{}", C::VERB);
-        let silent = |source| CommandError::NoResponse { subject: subject.clone(), source };
-        let payload = codec::encode(command).map_err(|error| silent(error.into()))?;
-        let request = async_nats::Request::new().payload(payload).timeout(Some(patience));
-        let answer = match self.control.client().send_request(subject.clone(), request).await {
-            Ok(answer) => answer,
-            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
-                return Err(CommandError::NoResponder { subject });
-            }
-            Err(error) => return Err(silent(error.into())),
-        };
-        if let Some(code) = answer.headers.as_ref().and_then(|h| h.get("Nats-Service-Error-Code")) {
-            let message = answer.headers.as_ref().and_then(|h| h.get("Nats-Service-Error"));
-            return Err(CommandError::Refused(CommandRefusal {
-                code: code.as_str().parse().unwrap_or(500),
-                message: message.map(|m| m.as_str().to_owned()).unwrap_or_default(),
-            }));
-        }
-        codec::decode(&answer.payload).map_err(|error| silent(error.into()))
-    }
+/// A service of this process. Cheap to clone.
+#[derive(Clone)]
+pub struct CommandService {
+    /// Every endpoint holds it too: dropping it would silence them all.
+    service: Arc<Service>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
 impl CommandService {
-    /// Answers commands of one kind under `<group>.<verb>`.
+    /// Returns a group of endpoints, whose subjects begin with `name`.
+    pub fn group(&self, name: impl Into<String>) -> CommandGroup {
+        CommandGroup { service: self.clone(), name: name.into() }
+    }
+}
+
+/// A group of endpoints of a service.
+#[derive(Clone)]
+pub struct CommandGroup {
+    service: CommandService,
+    name: String,
+}
+
+impl CommandGroup {
+    /// Returns the same group, whose further endpoints respond until `stop` only.
+    #[must_use]
+    pub fn until(mut self, stop: CancellationToken) -> Self {
+        self.service.stop = stop;
+        self
+    }
+
+    /// Registers the handler of one command under `<group>.<verb>`. Each call of
+    /// the handler gets a clone of `state`.
     ///
     /// # Errors
     ///
-    /// When the connection is closed.
-    pub async fn endpoint<C, F, Fut>(
+    /// Fails when the connection is closed.
+    pub async fn endpoint<C, S, F, Fut>(
         &self,
-        group: &str,
+        state: &S,
         handler: F,
     ) -> Result<(), async_nats::Error>
     where
         C: Command,
-        F: Fn(C) -> Fut + Send + Sync + 'static,
+        S: Clone + Send + Sync + 'static,
+        F: Fn(S, C) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<C::Reply, CommandRefusal>> + Send + 'static,
     {
-        self.endpoint_until(group, self.stop.clone(), handler).await
+        let (state, handler) = (state.clone(), Arc::new(handler));
+        self.serve(C::VERB, move |payload| {
+            let (state, handler) = (state.clone(), Arc::clone(&handler));
+            async move {
+                let command =
+                    codec::decode(&payload).map_err(|error| failure(400, error.to_string()))?;
+                let reply = handler(state, command).await.map_err(refusal)?;
+                codec::encode(&reply).map_err(|error| failure(500, error.to_string()))
+            }
+        })
+        .await
     }
 
-    /// As [`CommandService::endpoint`], for as long as `stop` is not cancelled.
+    /// Registers the handler of calls from outside this system under
+    /// `<group>.<verb>`. The two sides agree on the payload and the response.
     ///
     /// # Errors
     ///
-    /// When the connection is closed.
-    pub async fn endpoint_until<C, F, Fut>(
+    /// Fails when the connection is closed.
+    pub async fn raw_endpoint<F, Fut>(
         &self,
-        group: &str,
-        stop: CancellationToken,
-        handler: F,
-    ) -> Result<(), async_nats::Error>
-    where
-        C: Command,
-        F: Fn(C) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<C::Reply, CommandRefusal>> + Send + 'static,
-    {
-        let handler = Arc::new(handler);
-        let answering = move |payload: Bytes| {
-            let handler = Arc::clone(&handler);
-            async move { answer::<C, _, _>(&*handler, &payload).await }
-        };
-        self.serve(group, C::VERB, stop, answering).await
-    }
-
-    /// Answers calls of strangers under `<group>.<verb>`: payload and answer are
-    /// whatever the two have agreed on.
-    ///
-    /// # Errors
-    ///
-    /// When the connection is closed.
-    pub async fn call<F, Fut>(
-        &self,
-        group: &str,
         verb: &'static str,
         handler: F,
     ) -> Result<(), async_nats::Error>
@@ -218,40 +221,32 @@ impl CommandService {
         F: Fn(Bytes) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, CommandRefusal>> + Send + 'static,
     {
-        let answering = move |payload: Bytes| {
-            let answered = handler(payload);
-            async move {
-                answered.await.map_err(|CommandRefusal { code, message }| refuse(code, message))
-            }
-        };
-        self.serve(group, verb, self.stop.clone(), answering).await
+        self.serve(verb, move |payload| {
+            let response = handler(payload);
+            async move { response.await.map_err(refusal) }
+        })
+        .await
     }
 
-    async fn serve<F, Fut>(
-        &self,
-        group: &str,
-        verb: &'static str,
-        stop: CancellationToken,
-        handler: F,
-    ) -> Result<(), async_nats::Error>
+    async fn serve<F, Fut>(&self, verb: &'static str, handler: F) -> Result<(), async_nats::Error>
     where
         F: Fn(Bytes) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Bytes, MicroError>> + Send + 'static,
     {
-        let mut endpoint =
-            self.service.group(group).endpoint_builder().name(verb).add(verb).await?;
-        let (tasks, handler) = (self.tasks.clone(), Arc::new(handler));
-        let places = Arc::new(Semaphore::new(CONCURRENT_MAX));
-        let service = Arc::clone(&self.service);
-        self.tasks.spawn(async move {
+        let CommandService { service, tasks, stop } = self.service.clone();
+        let group = service.group(&self.name);
+        let mut endpoint = group.endpoint_builder().name(verb).add(verb).await?;
+        let (handlers, handler) = (tasks.clone(), Arc::new(handler));
+        let permits = Arc::new(Semaphore::new(CONCURRENT_MAX));
+        tasks.spawn(async move {
             let _service = service;
             while let Some(Some(request)) = stop.run_until_cancelled(endpoint.next()).await {
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
                 let handler = Arc::clone(&handler);
-                tasks.spawn(async move {
-                    let _place = place;
-                    let answer = handler(request.message.payload.clone()).await;
-                    if let Err(error) = request.respond(answer).await {
+                handlers.spawn(async move {
+                    let _permit = permit;
+                    let response = handler(request.message.payload.clone()).await;
+                    if let Err(error) = request.respond(response).await {
                         warn!(verb, error = %chain(&error), "answer not sent");
                     }
                 });
@@ -261,19 +256,10 @@ impl CommandService {
     }
 }
 
-fn refuse(code: u16, status: String) -> MicroError {
-    MicroError { code: code.into(), status }
+fn refusal(refusal: CommandRefusal) -> MicroError {
+    failure(refusal.code, refusal.message)
 }
 
-async fn answer<C, F, Fut>(handler: &F, payload: &[u8]) -> Result<Bytes, MicroError>
-where
-    C: Command,
-    F: Fn(C) -> Fut,
-    Fut: Future<Output = Result<C::Reply, CommandRefusal>>,
-{
-    let command = codec::decode(payload).map_err(|error| refuse(400, error.to_string()))?;
-    match handler(command).await {
-        Ok(reply) => codec::encode(&reply).map_err(|error| refuse(500, error.to_string())),
-        Err(refusal) => Err(refuse(refusal.code, refusal.message)),
-    }
+fn failure(code: u16, status: String) -> MicroError {
+    MicroError { code: code.into(), status }
 }

@@ -1,5 +1,7 @@
-//! Snapshots of a partition's fold, in chunks: a message may be 1 MB, a room larger.
+//! Snapshots of a partition's fold, stored in chunks. A message may have 1 MB,
+//! and a large room needs more.
 
+use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use bytes::{Bytes, BytesMut};
 
 use crate::{
@@ -9,12 +11,12 @@ use crate::{
 };
 use qiyu_schema::{id::Partition, subject};
 
-/// Well below the megabyte that NATS takes at most.
+/// Well below the megabyte that NATS accepts at most.
 const CHUNK_BYTES: usize = 512 * 1024;
 
 impl Bus {
-    /// Writes the chunks of a snapshot; returns how many. Not found by anybody
-    /// until its head is recorded.
+    /// Stores the chunks of a snapshot and returns their number. No reader finds
+    /// the snapshot before its head is recorded.
     ///
     /// # Errors
     ///
@@ -33,37 +35,32 @@ impl Bus {
             let subject = subject::snapshot(partition, position, number);
             let key = format!("snap:{partition}.{position}.{number}");
             let (chunk, any) = (chunk.clone(), AppendCondition::Any);
-            self.publish_stored(subject, chunk, &key, any, APPEND_DEADLINE).await?;
+            self.publish_confirmed(subject, chunk, &key, any, APPEND_DEADLINE).await?;
         }
         Ok(chunks.len())
     }
 
-    /// Reads a snapshot back; `None` when a chunk is missing.
+    /// Reads a snapshot; `None` when a chunk is missing.
     ///
     /// # Errors
     ///
-    /// [`ReadError::Unavailable`] when the stream does not answer.
+    /// [`ReadError::Unavailable`] when the stream does not respond.
     pub async fn read_snapshot(
         &self,
         partition: Partition,
         position: u64,
         chunks: usize,
     ) -> Result<Option<Bytes>, ReadError> {
-        let open = |source| ReadError::Unavailable { source };
-        let snaps = self.control.get_stream_no_info(stream::SNAP).await;
-        let snaps = snaps.map_err(|error| open(error.into()))?;
+        let snapshots = self.snapshot_stream().await?;
         let mut whole = BytesMut::new();
         for number in 0..chunks {
             let subject = subject::snapshot(partition, position, number);
-            match snaps.get_last_raw_message_by_subject(&subject).await {
+            match snapshots.get_last_raw_message_by_subject(&subject).await {
                 Ok(message) => whole.extend_from_slice(&message.payload),
-                Err(error)
-                    if error.kind()
-                        == async_nats::jetstream::stream::RawMessageErrorKind::NoMessageFound =>
-                {
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
                     return Ok(None);
                 }
-                Err(error) => return Err(open(error.into())),
+                Err(error) => return Err(ReadError::unavailable(error)),
             }
         }
         Ok(Some(whole.freeze()))
@@ -73,16 +70,18 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`ReadError::Unavailable`] when the stream does not answer.
+    /// [`ReadError::Unavailable`] when the stream does not respond.
     pub async fn forget_snapshot(
         &self,
         partition: Partition,
         position: u64,
     ) -> Result<(), ReadError> {
-        let open = |source| ReadError::Unavailable { source };
-        let snaps = self.control.get_stream_no_info(stream::SNAP).await;
-        let snaps = snaps.map_err(|error| open(error.into()))?;
-        let purged = snaps.purge().filter(subject::snapshot_all(partition, position)).await;
-        purged.map(drop).map_err(|error| open(error.into()))
+        let snapshots = self.snapshot_stream().await?;
+        let purged = snapshots.purge().filter(subject::snapshot_all(partition, position)).await;
+        purged.map(drop).map_err(ReadError::unavailable)
+    }
+
+    async fn snapshot_stream(&self) -> Result<Stream<()>, ReadError> {
+        self.control.get_stream_no_info(stream::SNAP).await.map_err(ReadError::unavailable)
     }
 }

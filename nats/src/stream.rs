@@ -1,30 +1,30 @@
-//! The streams and buckets, and who alone writes each.
+//! The streams and buckets, each with its one kind of writer.
 //!
-//! | stream | writer | holds |
+//! | stream | writer | content |
 //! |---|---|---|
-//! | `IM_IN` | gateways (messages, members, sessions), living (opened, closed, measures), presence (gone); in a sandbox `qiyu replay --into` | the log |
-//! | `IM_OUT` | the partition's owner | envelopes waiting for a gateway |
-//! | `IM_LEDGER` | each gateway (outcomes), each worker (hand-overs), api (pages read), by subject | what became of messages |
+//! | `IM_IN` | gateways (messages, members, sessions), living (opened, closed, sanctions), presence (gone); in a sandbox `qiyu replay --into` | the log |
+//! | `IM_OUT` | the partition's owner | envelopes queued for a gateway |
+//! | `IM_LEDGER` | each gateway (outcomes), each worker (dispatches), api (pages read), by subject | outcomes of messages |
 //! | `IM_SNAP` | the partition's owner | snapshots of the fold |
-//! | `IM_INBOX` | the partition's owner | 1:1 messages waiting longer than the log lasts |
+//! | `IM_INBOX` | the partition's owner | pending direct messages, for longer than the log lasts |
 //! | `IM_EVT` | the partition's owner | facts derived by the fold |
 //! | `IM_IDS` | living | room ids |
-//! | `IM_DEAD` | whoever met it | what could not be decoded |
+//! | `IM_DEAD` | the process that met it | dead letters |
 //!
-//! | bucket | writer | holds |
+//! | bucket | writer | content |
 //! |---|---|---|
 //! | `gateways` | each gateway its own key; presence marks the dead | leases |
-//! | `incarnations` | each gateway its own key; presence ends the dead | which gateway lives are not over yet |
+//! | `incarnations` | each gateway its own key; presence removes the ended | gateway incarnations that have not ended |
 //! | `reapers` | each presence process its own key | leases |
 //! | `workers` | each worker its own key | leases |
-//! | `claims` | workers, by CAS | who owns which partition |
-//! | `positions` | the partition's owner, by CAS | how far a partition is folded; its snapshots |
+//! | `claims` | workers, by CAS | owner of each partition |
+//! | `positions` | the partition's owner, by CAS | position of each partition; its snapshots |
 //! | `presence` | gateways, by CAS | a user's sessions, for is-online and limits |
-//! | `tickets` | gateways | tickets already used |
+//! | `tickets` | gateways | used tickets |
 //! | `rooms` | living | open rooms, for the gateways' checks |
-//! | `anchors` | living, by CAS | one open room per anchor |
-//! | `watch` | the partition's owner | users inside each room |
-//! | `measures` | living, by CAS | who may not speak, who may not come in |
+//! | `anchors` | living, by CAS | the open room of each anchor |
+//! | `watch` | the partition's owner | counts of each room |
+//! | `measures` | living, by CAS | sanctions of each user |
 
 use std::time::Duration;
 
@@ -38,55 +38,55 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
-    bus::{BusConfig, Profile},
     chain,
+    config::{BusConfig, Profile},
 };
 use qiyu_schema::{id::Partition, subject};
 
-/// How long a `Nats-Msg-Id` is remembered by the server.
+/// The server remembers a `Nats-Msg-Id` for this long.
 pub const DEDUP_WINDOW: Duration = Duration::from_secs(120);
 
 /// The log.
 pub const IN: &str = "IM_IN";
-/// What gateways have to deliver.
+/// The queues of the gateways.
 pub const OUT: &str = "IM_OUT";
-/// What became of it.
+/// The outcomes of messages.
 pub const LEDGER: &str = "IM_LEDGER";
 /// Snapshots of the fold.
 pub const SNAP: &str = "IM_SNAP";
-/// 1:1 messages of users who are away.
+/// Pending direct messages of absent users.
 pub const INBOX: &str = "IM_INBOX";
 /// Facts derived by the fold.
 pub const EVT: &str = "IM_EVT";
 /// Room ids.
 pub const IDS: &str = "IM_IDS";
-/// What nobody could decode.
+/// Dead letters.
 pub const DEAD: &str = "IM_DEAD";
 
-/// Envelopes one gateway may be behind before it is skipped. Far above what a
-/// healthy gateway ever holds; the skipped ones are read from the log.
+/// Envelopes a gateway's queue may hold before the gateway is skipped and reads
+/// the log. Far more than a healthy gateway ever holds.
 pub const OUTBOX_MESSAGES_MAX: i64 = 20_000;
-/// An envelope older than this would find its recipients gone; they resume from the log.
+/// The recipients of an older envelope are gone; they resume from the log.
 pub const OUTBOX_AGE_MAX: Duration = Duration::from_secs(600);
 /// One consumer per gateway incarnation; unset, 2.15 caps a stream at 1000.
 const OUTBOX_CONSUMERS_MAX: i32 = 4_000;
-/// 64 partition owners, resumes and debugging readers.
+/// Enough for 64 partition owners, resumes and debugging readers.
 const LOG_CONSUMERS_MAX: i32 = 4_000;
-/// The largest entry of the log: a batch of 1000 members is 48 KiB, a message 64 KiB.
+/// Largest entry of the log: a batch of 1000 members is 48 KiB, a message 64 KiB.
 const LOG_MESSAGE_BYTES_MAX: i32 = 256 * 1024;
-/// How long a 1:1 message waits for its recipient.
+/// A pending direct message is kept for this long.
 pub const INBOX_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many wait for one user.
+/// Pending direct messages kept for one user.
 pub const INBOX_MESSAGES_MAX: i64 = 1_000;
 
-/// The buckets, named so that a typo cannot make a new one.
+/// The buckets. A typo in a name cannot create another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BucketName {
     /// Gateway leases.
     Gateways,
-    /// Gateway lives that are not over yet, leased or not.
+    /// Gateway incarnations that have not ended, leased or not.
     Incarnations,
-    /// Leases of those who bury dead gateways.
+    /// Reaper leases.
     Reapers,
     /// Worker leases.
     Workers,
@@ -102,9 +102,9 @@ pub enum BucketName {
     Rooms,
     /// Open room of each anchor.
     Anchors,
-    /// Users inside each room.
+    /// Counts of each room.
     Watch,
-    /// Measures against users.
+    /// Sanctions on users.
     Sanctions,
 }
 
@@ -124,7 +124,7 @@ impl BucketName {
         Self::Sanctions,
     ];
 
-    /// As NATS knows it.
+    /// Returns the name that NATS knows.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gateways => "gateways",
@@ -142,8 +142,8 @@ impl BucketName {
         }
     }
 
-    /// How long the marker of an ended key stays, in buckets whose keys end:
-    /// a watcher that is cut off for less still learns of the end.
+    /// Returns the lifetime of the marker of a removed or expired key. A mirror
+    /// that is cut off for less still learns of the end.
     pub(crate) fn marker_age(self) -> Option<Duration> {
         match self {
             Self::Positions => None, // never removed
@@ -162,35 +162,24 @@ impl BucketName {
     }
 }
 
-/// A stream or bucket that could not be made as it must be.
+/// A stream or bucket that could not be created or updated.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
-    /// A stream.
     #[error("create stream {name}")]
-    Stream {
-        /// Which one.
-        name: String,
-        /// NATS's words.
-        source: CreateStreamError,
-    },
-    /// A bucket.
+    Stream { name: String, source: CreateStreamError },
     #[error("create bucket {name}")]
-    Bucket {
-        /// Which one.
-        name: &'static str,
-        /// NATS's words.
-        source: async_nats::jetstream::context::CreateKeyValueError,
-    },
+    Bucket { name: &'static str, source: async_nats::jetstream::context::CreateKeyValueError },
 }
 
 impl ProvisionError {
-    /// Whether a bus that is still starting may say so: no leader yet, too few servers yet.
-    fn is_passing(&self) -> bool {
+    /// Whether a bus that is still starting may report it: no leader yet, or too
+    /// few servers.
+    fn is_transient(&self) -> bool {
         let kind = match self {
             Self::Stream { source, .. } => Some(source.kind()),
             Self::Bucket { source, .. } => match source.kind() {
                 CreateKeyValueErrorKind::TimedOut => return true,
-                // What the stream under a bucket met, or the question for the account before it.
+                // The error of the stream under the bucket, or of the account query before it.
                 _ => match std::error::Error::source(source) {
                     Some(cause) => match cause.downcast_ref::<CreateStreamError>() {
                         Some(error) => Some(error.kind()),
@@ -214,29 +203,29 @@ impl ProvisionError {
     }
 }
 
-/// What a cluster answers before its servers have found each other: no suitable
+/// Error codes of a cluster whose servers have not found each other: no suitable
 /// peers, temporarily unavailable, not the leader, insufficient resources,
 /// stream offline (nats-server `server/errors.json`).
 const INCOMPLETE_CLUSTER: [u64; 5] = [10005, 10008, 10009, 10023, 10118];
-/// Between two attempts to make or to find a stream.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often people hear what is waited for.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// Pause between two attempts to create or to find a stream.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// Interval of warnings while a stream is missing.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Makes every stream and bucket, or changes those that exist to today's
-/// settings. What may pass by itself is tried again until `patience` is over.
+/// Creates every stream and bucket, or updates existing ones to today's settings.
+/// A transient error is retried until `timeout`.
 pub(crate) async fn provision(
     js: &Context,
     config: &BusConfig,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<(), ProvisionError> {
     let started = Instant::now();
     while let Err(error) = provision_once(js, config).await {
-        if !error.is_passing() || patience <= started.elapsed() {
+        if !error.is_transient() || started.elapsed() >= timeout {
             return Err(error);
         }
         warn!(error = %chain(&error), "NATS is not ready for streams yet, trying again");
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
     Ok(())
 }
@@ -264,18 +253,18 @@ async fn provision_once(js: &Context, config: &BusConfig) -> Result<(), Provisio
     Ok(())
 }
 
-/// Waits until every stream and bucket is there and has a leader that answers.
-pub(crate) async fn provisioned(js: &Context, config: &BusConfig) {
+/// Waits until every stream and bucket exists and has a leader that responds.
+pub(crate) async fn wait_until_provisioned(js: &Context, config: &BusConfig) {
     let streams = streams(config).into_iter().map(|stream| stream.name);
     let buckets = BucketName::ALL.iter().map(|bucket| format!("KV_{}", bucket.as_str()));
-    let mut told = None;
+    let mut warned = None;
     for name in streams.chain(buckets) {
         while let Err(error) = js.get_stream(&name).await {
-            if told.is_none_or(|told: Instant| TOLD_EVERY <= told.elapsed()) {
-                told = Some(Instant::now());
+            if warned.is_none_or(|warned: Instant| warned.elapsed() >= WARN_INTERVAL) {
+                warned = Some(Instant::now());
                 warn!(stream = %name, error = %chain(&error), "waiting for a stream; `qiyu provision` makes it");
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 }
@@ -290,14 +279,14 @@ fn streams(config: &BusConfig) -> Vec<Config> {
         max_consumers: LOG_CONSUMERS_MAX,
         ..Default::default()
     };
-    // What the log can replace need not be on disk before it is confirmed: a
-    // server that syncs always would sync every acknowledgement, too.
+    // Data that the log can replace need not be on disk before it is confirmed. A
+    // server with `sync_interval: always` would sync every acknowledgement too.
     let unsynced = (config.profile == Profile::Durable && config.replicas == 1)
         .then_some(PersistenceMode::Async);
     vec![
         Config {
             name: IN.into(),
-            // One by one, so that a partition can be taken out and moved to a further stream.
+            // One by one, so that a partition can be moved to a further stream.
             subjects: Partition::all().map(subject::partition).collect(),
             max_age: config.retain,
             max_message_size: LOG_MESSAGE_BYTES_MAX,
@@ -306,7 +295,7 @@ fn streams(config: &BusConfig) -> Vec<Config> {
         Config {
             name: OUT.into(),
             subjects: vec!["im.out.>".into()],
-            // Never Interest: it confirms what it throws away.
+            // Never Interest: it confirms messages that it drops.
             retention: RetentionPolicy::WorkQueue,
             discard: DiscardPolicy::New,
             discard_new_per_subject: true,

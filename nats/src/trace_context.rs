@@ -1,12 +1,12 @@
-//! The trail of one message through the processes, for traces by OpenTelemetry.
+//! The trace context of a message between processes, for OpenTelemetry.
 //!
 //! It travels in the header `traceparent` (W3C Trace Context) beside the bytes,
-//! never in them. With traces off, or for a message that is not sampled, there
-//! is no trail: nothing is made, sent or told.
+//! never in them. With tracing off, or for a message that is not sampled, there
+//! is no context and no span is created or sent.
 
 use std::sync::Arc;
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, jetstream::message::PublishMessage};
 use opentelemetry::{
     Context, KeyValue, SpanId, TraceFlags, TraceId, global,
     global::{BoxedSpan, BoxedTracer},
@@ -20,17 +20,25 @@ use crate::bus::Bus;
 
 const HEADER: &str = "traceparent";
 
-/// Where a message's trace stood when it was handed on.
+/// The position of a message in its trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceContext(SpanContext);
 
 impl TraceContext {
-    /// As the header says it; `None`: it does not, or the message is not sampled.
+    /// Reads the header. `None`: it is missing, or the message is not sampled.
     pub(crate) fn of(headers: Option<&HeaderMap>) -> Option<Self> {
-        Self::read(headers?.get(HEADER)?.as_str())
+        Self::parse(headers?.get(HEADER)?.as_str())
     }
 
-    fn read(text: &str) -> Option<Self> {
+    /// Adds the header to a message, if there is a context.
+    pub(crate) fn add_to(message: PublishMessage, context: Option<&Self>) -> PublishMessage {
+        match context {
+            Some(context) => message.header(HEADER, context.text().as_str()),
+            None => message,
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let ("00", trace, span, "01", None) =
             (parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next())
@@ -46,18 +54,14 @@ impl TraceContext {
     fn text(&self) -> String {
         format!("00-{}-{}-01", self.0.trace_id(), self.0.span_id())
     }
-
-    /// The header and its value.
-    pub(crate) fn header(&self) -> (&'static str, String) {
-        (HEADER, self.text())
-    }
 }
 
-/// A stretch of a message's way, told when it is dropped. Nothing where there is no trail.
+/// A span of a message's trace. It is sent when it is dropped. The default span
+/// records nothing.
 #[derive(Default)]
-pub struct Span(Option<Box<Open>>);
+pub struct Span(Option<Box<OpenSpan>>);
 
-struct Open {
+struct OpenSpan {
     span: BoxedSpan,
     tracer: Arc<BoxedTracer>,
 }
@@ -71,53 +75,53 @@ impl Span {
     ) -> Self {
         let span = tracer.build_with_context(SpanBuilder::from_name(name).with_kind(kind), parent);
         let sampled = span.span_context().is_sampled();
-        Self(sampled.then(|| Box::new(Open { span, tracer: Arc::clone(tracer) })))
+        Self(sampled.then(|| Box::new(OpenSpan { span, tracer: Arc::clone(tracer) })))
     }
 
-    /// Says something about this stretch; `value` is only made where it is told.
+    /// Sets an attribute. `value` is only called when the span is recorded.
     pub fn set_attribute(&mut self, key: &'static str, value: impl FnOnce() -> String) {
         if let Some(open) = &mut self.0 {
             open.span.set_attribute(KeyValue::new(key, value()));
         }
     }
 
-    /// What a message takes along from here.
+    /// Returns the context that a message carries on from this span.
     pub fn trace_context(&self) -> Option<TraceContext> {
         self.0.as_ref().map(|open| TraceContext(open.span.span_context().clone()))
     }
 
-    /// Ends this stretch and begins the next one.
+    /// Ends this span and starts its child.
     pub fn next_span(self, name: &'static str) -> Self {
-        let (Some(trace_context), Some(open)) = (self.trace_context(), &self.0) else {
+        let (Some(context), Some(open)) = (self.trace_context(), &self.0) else {
             return Self::default();
         };
-        let parent = Context::new().with_remote_span_context(trace_context.0);
+        let parent = Context::new().with_remote_span_context(context.0);
         Self::open(&open.tracer, name, SpanKind::Internal, &parent)
     }
 }
 
 impl Bus {
-    /// The same bus, whose messages leave trails.
+    /// Returns the same bus with tracing on.
     #[must_use]
     pub fn with_tracing(mut self) -> Self {
         self.tracer = Some(Arc::new(global::tracer("qiyu")));
         self
     }
 
-    /// A message has come in: the first stretch of its way. Whether there is a
-    /// trail at all is decided here.
+    /// Starts the trace of an incoming message. The sampling of the whole trace
+    /// is decided here.
     pub fn start_trace(&self, name: &'static str) -> Span {
         self.tracer.as_ref().map_or_else(Span::default, |tracer| {
             Span::open(tracer, name, SpanKind::Producer, &Context::new())
         })
     }
 
-    /// A message has come from another process.
-    pub fn start_span(&self, name: &'static str, trace_context: Option<&TraceContext>) -> Span {
-        let (Some(tracer), Some(trace_context)) = (&self.tracer, trace_context) else {
+    /// Starts a span for a message from another process.
+    pub fn start_span(&self, name: &'static str, context: Option<&TraceContext>) -> Span {
+        let (Some(tracer), Some(context)) = (&self.tracer, context) else {
             return Span::default();
         };
-        let parent = Context::new().with_remote_span_context(trace_context.0.clone());
+        let parent = Context::new().with_remote_span_context(context.0.clone());
         Span::open(tracer, name, SpanKind::Consumer, &parent)
     }
 }
@@ -127,20 +131,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trail_is_what_was_written() {
+    fn a_trace_context_is_parsed_back_from_its_text() {
         let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        assert_eq!(
-            TraceContext::read(text).map(|trace_context| trace_context.text()),
-            Some(text.to_owned())
-        );
-        for nothing in [
+        let parsed = TraceContext::parse(text).map(|context| context.text());
+        assert_eq!(parsed, Some(text.to_owned()));
+        for none in [
             "",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", // not sampled
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
             "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-x-y-01",
         ] {
-            assert_eq!(TraceContext::read(nothing), None, "{nothing}");
+            assert_eq!(TraceContext::parse(none), None, "{none}");
         }
     }
 }

@@ -1,7 +1,7 @@
-//! How every process is, asked of all of them at once: what `qiyu top` shows.
+//! The vitals of every process, queried from all of them at once for `qiyu top`.
 //!
-//! Outside JetStream and answered from memory: looking costs the system nothing,
-//! and works while its streams do not. Nothing of it is ever stored.
+//! A query does not use JetStream, and processes respond from memory. It costs
+//! the system nothing, works while the streams do not, and is never stored.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,50 +17,40 @@ use qiyu_schema::{
     id::{AppId, Incarnation, Partition, RoomId},
 };
 
-/// Every process listens here, each for itself.
-const EVERYBODY: &str = "qiyu.vitals";
+/// The subject that every process subscribes to.
+const QUERY: &str = "qiyu.vitals";
 
-/// How one process is. Counts are since it started.
+/// The vitals of one process. Counters start at 0 with the process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Vitals {
-    /// Told apart from every other process, and from its own next life.
+    /// Random number of the process; another one after a restart.
     pub process: u64,
-    /// As people know it.
     pub name: String,
-    /// The roles it runs.
     pub roles: Vec<String>,
-    /// The build it runs.
     pub version: String,
-    /// Its clock, ms since 1970.
+    /// The process's clock, ms since 1970.
     pub at_ms: u64,
-    /// CPU time it has used, ms.
+    /// CPU time used, ms.
     pub cpu_ms: u64,
-    /// Memory it holds, bytes.
     pub memory_bytes: u64,
-    /// Each lease's age, ms, by its bucket.
+    /// Age of each lease, ms, by its bucket.
     pub lease_ages_ms: HashMap<String, u64>,
-    /// Its gateway, if it is one.
     pub gateway: Option<GatewayVitals>,
-    /// Its fan-out, if it does that.
     pub fanout: Option<FanoutVitals>,
 }
 
-/// How a gateway is.
+/// The vitals of a gateway.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GatewayVitals {
-    /// Which life of which gateway. `None`: between two lives.
+    /// `None`: between two incarnations.
     pub gateway: Option<Incarnation>,
-    /// Whether it sends its clients away.
     pub draining: bool,
     /// Connections logged in.
     pub connections: u64,
-    /// Logins that worked.
     pub logins: u64,
-    /// Messages stored.
     pub accepted: u64,
-    /// Messages refused.
     pub refused: u64,
     /// First copies put on connections' queues.
     pub written: u64,
@@ -70,49 +60,47 @@ pub struct GatewayVitals {
     pub acknowledged: u64,
     /// Deliveries never acknowledged.
     pub given_up: u64,
-    /// Connections ended because they did not read.
+    /// Connections closed because they read too slowly.
     pub slow: u64,
     /// Bytes waiting for connections.
     pub queue_bytes: u64,
-    /// Envelopes in its queue that it was not handed yet.
+    /// Envelopes in its queue, not delivered yet.
     pub waiting: u64,
-    /// Envelopes it was handed and has not settled.
+    /// Envelopes delivered to it and not resolved yet.
     pub pending: u64,
 }
 
-/// How a fan-out worker is.
+/// The vitals of a fan-out worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FanoutVitals {
-    /// How far each partition of its is behind, ms.
+    /// Lag of each partition it owns, ms.
     pub partitions: Vec<(Partition, u64)>,
     /// Events folded.
     pub events: u64,
-    /// Envelopes handed to gateways.
+    /// Envelopes stored in gateways' queues.
     pub envelopes: u64,
     /// Envelopes a full queue did not take.
     pub skipped: u64,
-    /// Where most is said, hottest first.
+    /// The rooms with most messages, hottest first.
     pub rooms: Vec<HotRoom>,
 }
 
-/// A room where much is said.
+/// A room with many messages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HotRoom {
-    /// Where.
     pub app: AppId,
-    /// Which room.
     pub room: RoomId,
-    /// Messages a second, over the last ten.
+    /// Messages per second, over the last ten seconds.
     pub per_second: f64,
 }
 
 impl Bus {
-    /// Answers whoever asks how this process is, until `stop`.
+    /// Responds to queries for this process's vitals until `stop`.
     ///
     /// # Errors
     ///
-    /// When the connection is closed.
+    /// Fails when the connection is closed.
     pub async fn serve_vitals(
         &self,
         tasks: &TaskTracker,
@@ -120,37 +108,37 @@ impl Bus {
         vitals: impl Fn() -> Vitals + Send + 'static,
     ) -> Result<(), async_nats::SubscribeError> {
         let client = self.control.client();
-        let mut asked = client.subscribe(EVERYBODY).await?;
+        let mut queries = client.subscribe(QUERY).await?;
         tasks.spawn(async move {
-            while let Some(Some(question)) = stop.run_until_cancelled(asked.next()).await {
-                let Some(reply) = question.reply else { continue };
+            while let Some(Some(query)) = stop.run_until_cancelled(queries.next()).await {
+                let Some(reply) = query.reply else { continue };
                 let Ok(payload) = codec::encode(&vitals()) else { continue };
                 if let Err(error) = client.publish(reply, payload).await {
-                    debug!(error = %chain(&error), "vitals not told");
+                    debug!(error = %chain(&error), "vitals not sent");
                 }
             }
         });
         Ok(())
     }
 
-    /// How everybody is who answers within `patience`.
+    /// Returns the vitals of all processes that respond within `timeout`.
     ///
     /// # Errors
     ///
-    /// When the connection is closed.
-    pub async fn query_vitals(&self, patience: Duration) -> Result<Vec<Vitals>, async_nats::Error> {
-        let until = Instant::now() + patience;
+    /// Fails when the connection is closed.
+    pub async fn query_vitals(&self, timeout: Duration) -> Result<Vec<Vitals>, async_nats::Error> {
+        let until = Instant::now() + timeout;
         let client = self.control.client();
         let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await?;
-        client.publish_with_reply(EVERYBODY, inbox, Default::default()).await?;
+        let mut responses = client.subscribe(inbox.clone()).await?;
+        client.publish_with_reply(QUERY, inbox, Default::default()).await?;
         client.flush().await?;
         let mut all = Vec::new();
-        while let Ok(Some(answer)) = timeout_at(until, answers.next()).await {
-            if answer.status.is_some() {
-                break; // nobody listens
+        while let Ok(Some(response)) = timeout_at(until, responses.next()).await {
+            if response.status.is_some() {
+                break; // no responders
             }
-            match codec::decode::<Vitals>(&answer.payload) {
+            match codec::decode::<Vitals>(&response.payload) {
                 Ok(vitals) => all.push(vitals),
                 Err(error) => debug!(error = %chain(&error), "vitals of a newer build not read"),
             }

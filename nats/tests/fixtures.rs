@@ -364,9 +364,9 @@ fn structs() -> Vec<Sample> {
                 reason: "刷屏".into(),
                 by: Some(user(2)),
             };
-            entry.take(SanctionKind::Mute, taken(8));
-            entry.take(SanctionKind::Ban, Sanction { until_ms: None, by: None, ..taken(9) });
-            entry.take(SanctionKind::Kick, taken(10));
+            entry.impose(SanctionKind::Mute, taken(8));
+            entry.impose(SanctionKind::Ban, Sanction { until_ms: None, by: None, ..taken(9) });
+            entry.impose(SanctionKind::Kick, taken(10));
             entry
         }),
         sample("Claim", claim.clone()),

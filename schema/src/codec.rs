@@ -1,25 +1,26 @@
-//! MessagePack with named fields: what every stream and bucket holds.
+//! The encoding of every stored and sent value: MessagePack with named fields.
 //!
-//! Named, because an old event must still decode after an `Option` field was
-//! appended to its type; the positional form does not (tried with rmp-serde
-//! 1.3). A sample of every shape ever shipped lies in `nats/fixtures/`.
+//! Fields are named because an old event must still decode after an `Option`
+//! field was appended to its type. The positional form does not allow that
+//! (tried with rmp-serde 1.3). `nats/fixtures/` holds a sample of every shape
+//! that was ever shipped.
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// A value that could not be written.
+/// A value that could not be encoded.
 #[derive(Debug, thiserror::Error)]
-#[error("encode {what}")]
+#[error("encode {type_name}")]
 pub struct EncodeError {
-    what: &'static str,
+    type_name: &'static str,
     source: rmp_serde::encode::Error,
 }
 
-/// Bytes that are not the value they should be.
+/// Bytes that are not an encoded value of the wanted type.
 #[derive(Debug, thiserror::Error)]
-#[error("decode {what}")]
+#[error("decode {type_name}")]
 pub struct DecodeError {
-    what: &'static str,
+    type_name: &'static str,
     source: rmp_serde::decode::Error,
 }
 
@@ -31,15 +32,15 @@ pub struct DecodeError {
 pub fn encode<T: Serialize>(value: &T) -> Result<Bytes, EncodeError> {
     rmp_serde::to_vec_named(value)
         .map(Bytes::from)
-        .map_err(|source| EncodeError { what: std::any::type_name::<T>(), source })
+        .map_err(|source| EncodeError { type_name: std::any::type_name::<T>(), source })
 }
 
 /// Decodes one `T` from `bytes`.
 ///
 /// # Errors
 ///
-/// When the bytes are of another shape; the same bytes will never decode.
+/// Fails when the bytes are of another shape; the same bytes never decode later.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     rmp_serde::from_slice(bytes)
-        .map_err(|source| DecodeError { what: std::any::type_name::<T>(), source })
+        .map_err(|source| DecodeError { type_name: std::any::type_name::<T>(), source })
 }

@@ -1,379 +1,306 @@
-//! What services ask of each other, in the imperative. Answered over NATS
-//! micro services; `nats micro ls` shows who answers.
+//! The commands that services send each other, as NATS micro services:
+//! `nats micro ls` shows the processes that serve them.
+//!
+//! A command's subject is its service group and its [`Command::VERB`]. Room
+//! commands go to [`LIVING_GROUP`], questions about a partition to
+//! [`fold_group`], and the rest to one gateway
+//! ([`gateway_commands`](crate::subject::gateway_commands)).
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    id::{AppId, ClientMsgId, MsgId, Partition, RoomId, UserId},
+    id::{AppId, ClientMsgId, ConnId, MsgId, Partition, RoomId, UserId},
+    namespace::Namespace,
     sanction::SanctionKind,
 };
 
-/// A request with one kind of answer.
+/// A request with one type of response.
 pub trait Command: Serialize + DeserializeOwned + Send + 'static {
-    /// What the answer holds.
+    /// The response.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
-    /// The request's name, the last token of its subject.
+    /// The last token of the command's subject.
     const VERB: &'static str;
 }
 
-/// The service that answers room commands.
+/// The service group of room commands.
 pub const LIVING_GROUP: &str = "qiyu.living";
 
-/// Open a room for an anchor; an anchor with an open room gets that one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OpenRoom {
-    /// Where.
-    pub app: AppId,
-    /// Whose room.
-    pub anchor: UserId,
-    /// 1 ordinary, 2 pk.
-    pub room_type: u8,
-    /// As listed. `None`: made from the anchor's id.
-    pub name: Option<String>,
-    /// Cover image URL; may be empty.
-    pub cover: String,
+/// Returns the service group of the owner of `partition`.
+pub fn fold_group(partition: Partition) -> String {
+    format!("qiyu.fold.{partition}")
 }
 
-impl Command for OpenRoom {
-    type Reply = RoomId;
-    const VERB: &'static str = "open";
+/// Declares a command: its fields, its response and its verb.
+macro_rules! command {
+    (
+        $(#[$attribute:meta])*
+        $name:ident -> $reply:ty = $verb:literal {
+            $($(#[$field_attribute:meta])* $field:ident: $type:ty,)*
+        }
+    ) => {
+        $(#[$attribute])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct $name {
+            $($(#[$field_attribute])* pub $field: $type,)*
+        }
+
+        impl Command for $name {
+            type Reply = $reply;
+            const VERB: &'static str = $verb;
+        }
+    };
 }
 
-/// Close a room of one's own. Refused with 501 for whoever may not.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CloseRoom {
-    /// Where.
-    pub app: AppId,
-    /// Which room.
-    pub room: RoomId,
-    /// Who asks.
-    pub by: UserId,
+command! {
+    /// Opens a room for an anchor and returns its id. An anchor with an open
+    /// room gets that one.
+    OpenRoom -> RoomId = "open" {
+        app: AppId,
+        anchor: UserId,
+        /// 1 ordinary, 2 pk.
+        room_type: u8,
+        /// `None`: made from the anchor's id.
+        name: Option<String>,
+        /// Cover image URL; may be empty.
+        cover: String,
+    }
 }
 
-impl Command for CloseRoom {
-    type Reply = ();
-    const VERB: &'static str = "close";
+command! {
+    /// Closes the sender's own room. Refused with 501 for any other user.
+    CloseRoom -> () = "close" {
+        app: AppId,
+        room: RoomId,
+        by: UserId,
+    }
 }
 
-/// Look one open room up.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FindRoom {
-    /// Where.
-    pub app: AppId,
-    /// Which room.
-    pub room: RoomId,
+command! {
+    /// Closes a room whose anchor has been away for too long. The owner of the
+    /// room's partition sends it.
+    CloseAbandoned -> () = "close_abandoned" {
+        app: AppId,
+        room: RoomId,
+    }
 }
 
-impl Command for FindRoom {
-    /// `None`: unknown or closed.
-    type Reply = Option<RoomView>;
-    const VERB: &'static str = "find";
+command! {
+    /// Looks up one room; `None` if it is unknown or closed.
+    FindRoom -> Option<RoomView> = "find" {
+        app: AppId,
+        room: RoomId,
+    }
 }
 
-/// List open rooms, newest first.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ListRooms {
-    /// Where.
-    pub app: AppId,
-    /// 1 ordinary, 2 pk.
-    pub room_type: u8,
-    /// From 1.
-    pub page: u32,
-    /// 1 to 100.
-    pub page_size: u32,
-}
-
-impl Command for ListRooms {
-    type Reply = RoomPage;
-    const VERB: &'static str = "list";
+command! {
+    /// Lists open rooms, newest first.
+    ListRooms -> RoomPage = "list" {
+        app: AppId,
+        /// 1 ordinary, 2 pk.
+        room_type: u8,
+        /// From 1.
+        page: u32,
+        /// 1 to 100.
+        page_size: u32,
+    }
 }
 
 /// An open room as its visitors see it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoomView {
-    /// Its id.
     pub room: RoomId,
-    /// Whose room.
     pub anchor: UserId,
     /// 1 ordinary, 2 pk.
     pub room_type: u8,
-    /// As listed.
     pub name: String,
     /// Cover image URL; may be empty.
     pub cover: String,
-    /// Users inside, each once.
+    /// Users in the room; a user with several connections counts once.
     pub watch_num: u64,
     /// Likes.
     pub good_num: u64,
 }
 
-/// One page of the list.
+/// One page of the room list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RoomPage {
     /// Newest first.
     pub rooms: Vec<RoomView>,
-    /// Whether a further page has rows.
     pub has_next: bool,
 }
 
-/// What waits for a user, asked of the owner of the user's partition.
+command! {
+    /// Imposes a sanction on a user and returns the position of its event.
+    /// Refused with 403 for a user who is not the room's anchor, and with 404
+    /// for a room that is not open.
+    ImposeSanction -> MsgId = "moderate" {
+        app: AppId,
+        /// `None`: in the whole app.
+        room: Option<RoomId>,
+        user: UserId,
+        #[serde(rename = "measure")]
+        sanction: SanctionKind,
+        /// End, ms since 1970. `None`: until it is lifted. Ignored for a kick.
+        until_ms: Option<u64>,
+        /// For display; may be empty.
+        reason: String,
+        /// The anchor that sends it. `None`: the server API, which may do everything.
+        by: Option<UserId>,
+    }
+}
+
+command! {
+    /// Lifts a mute or a ban; returns whether there was one. Refused as
+    /// [`ImposeSanction`] is.
+    LiftSanction -> bool = "pardon" {
+        app: AppId,
+        /// `None`: in the whole app.
+        room: Option<RoomId>,
+        user: UserId,
+        #[serde(rename = "measure")]
+        sanction: SanctionKind,
+        /// The anchor that sends it. `None`: the server API.
+        by: Option<UserId>,
+    }
+}
+
+command! {
+    /// Lists the active mutes and bans. Refused as [`ImposeSanction`] is.
+    ListSanctions -> SanctionPage = "list_measures" {
+        app: AppId,
+        /// `None`: those of the whole app.
+        room: Option<RoomId>,
+        /// Only those of this user. `None`: of all users.
+        user: Option<UserId>,
+        /// The anchor that sends it. `None`: the server API.
+        by: Option<UserId>,
+        /// Only those of users above this one.
+        after: Option<UserId>,
+        /// Users at most, 1 to 1000.
+        limit: u32,
+    }
+}
+
+/// Active mutes and bans, in the order of user ids.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ListPendingMessages {
-    /// Where.
-    pub app: AppId,
-    /// Whose.
+pub struct SanctionPage {
+    pub list: Vec<ActiveSanction>,
+    pub has_next: bool,
+}
+
+/// An active mute or ban.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActiveSanction {
     pub user: UserId,
-    /// Only messages above this one.
-    pub after: Option<MsgId>,
-    /// How many, 1 to 100.
-    pub limit: u32,
+    #[serde(rename = "measure")]
+    pub sanction: SanctionKind,
+    /// End, ms since 1970. `None`: until it is lifted.
+    pub until_ms: Option<u64>,
+    /// For display; may be empty.
+    pub reason: String,
+    /// The anchor that imposed it. `None`: the server API.
+    pub by: Option<UserId>,
+    /// Position of its event in the log.
+    pub msg_id: MsgId,
 }
 
-impl Command for ListPendingMessages {
-    type Reply = PendingMessages;
-    const VERB: &'static str = "list_waiting";
+command! {
+    /// Lists the users in a room.
+    ListMembers -> Members = "list_members" {
+        app: AppId,
+        room: RoomId,
+        /// Only users above this one.
+        after: Option<UserId>,
+        /// 1 to 1000.
+        limit: u32,
+    }
 }
 
-/// 1:1 messages nobody has acknowledged.
+/// Users in a room, each once, in the order of their ids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Members {
+    pub users: Vec<UserId>,
+    /// Users in the room in all.
+    pub total: u64,
+    pub has_next: bool,
+}
+
+command! {
+    /// Lists the pending direct messages of a user.
+    ListPendingMessages -> PendingMessages = "list_waiting" {
+        app: AppId,
+        user: UserId,
+        /// Only messages above this one.
+        after: Option<MsgId>,
+        /// 1 to 100.
+        limit: u32,
+    }
+}
+
+/// Pending direct messages, oldest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PendingMessages {
-    /// Oldest first.
     pub messages: Vec<InboxMessage>,
-    /// Whether there are more.
     pub has_next: bool,
 }
 
-/// A 1:1 message as the inbox keeps it.
+/// A direct message as the inbox holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InboxMessage {
-    /// Its place in the log.
     pub msg_id: MsgId,
-    /// What it is about.
     pub biz_code: i32,
     /// JSON text for the recipient.
     pub data: String,
 }
 
-/// Whether a message of this name is in the log already, asked of the owner of
-/// the partition it would go to. Reaches back 24 h, where the bus's own memory
-/// ends after two minutes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct FindDuplicate {
-    /// Where.
-    pub app: AppId,
-    /// Who would have sent it. `None`: the server API.
-    pub user: Option<UserId>,
-    /// The sender's own name for it.
-    pub client_msg_id: ClientMsgId,
+command! {
+    /// Looks up the message with a client message id; `None` if the last 24 h
+    /// hold none. The bus itself remembers an id for two minutes only.
+    FindDuplicate -> Option<MsgId> = "find_sent" {
+        app: AppId,
+        #[serde(rename = "user")]
+        namespace: Namespace,
+        client_msg_id: ClientMsgId,
+    }
 }
 
-impl Command for FindDuplicate {
-    /// `None`: not within the last 24 h.
-    type Reply = Option<MsgId>;
-    const VERB: &'static str = "find_sent";
+command! {
+    /// Lists names and hashes of the entries of a partition's fold, for a
+    /// process that has folded the same log and compares the two.
+    SurveyFold -> FoldSurvey = "survey" {
+        /// Entries that have expired at this time are left out; ms since 1970.
+        at_ms: u64,
+        /// Only entries above this name.
+        after: Option<String>,
+        /// 1 to 10,000.
+        limit: u32,
+    }
 }
 
-/// The group under which the owner of a partition answers.
-pub fn fold_group(partition: Partition) -> String {
-    format!("qiyu.fold.{partition}")
-}
-
-/// Tells a gateway that a room is closed, before the caller hears that it is:
-/// from then on no gateway takes a message to it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EndRoom {
-    /// Where.
-    pub app: AppId,
-    /// Which room.
-    pub room: RoomId,
-    /// The closing's place in the log.
-    pub msg_id: MsgId,
-}
-
-impl Command for EndRoom {
-    type Reply = ();
-    const VERB: &'static str = "end_room";
-}
-
-/// Tells a gateway to end one of its connections in favour of a newer login.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ReplaceSession {
-    /// Which connection.
-    pub connection: crate::id::ConnId,
-}
-
-impl Command for ReplaceSession {
-    type Reply = ();
-    const VERB: &'static str = "replace";
-}
-
-/// Take a measure against a user. Asked of [`LIVING_GROUP`]; refused with 403 for
-/// whoever is not the room's anchor, with 404 for a room that is not open.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ImposeSanction {
-    /// Where.
-    pub app: AppId,
-    /// In which room. `None`: in the whole app.
-    pub room: Option<RoomId>,
-    /// Against whom.
-    pub user: UserId,
-    /// What.
-    #[serde(rename = "measure")]
-    pub sanction: SanctionKind,
-    /// Until when, ms since 1970. `None`: until it is lifted. Means nothing for a kick.
-    pub until_ms: Option<u64>,
-    /// For people; may be empty.
-    pub reason: String,
-    /// The anchor who asks. `None`: the server API, which may do everything.
-    pub by: Option<UserId>,
-}
-
-impl Command for ImposeSanction {
-    /// The event's place in the log.
-    type Reply = MsgId;
-    const VERB: &'static str = "moderate";
-}
-
-/// Lift a mute or a ban. Asked of [`LIVING_GROUP`]; who may is as in [`ImposeSanction`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LiftSanction {
-    /// Where.
-    pub app: AppId,
-    /// In which room. `None`: in the whole app.
-    pub room: Option<RoomId>,
-    /// Whose.
-    pub user: UserId,
-    /// What.
-    #[serde(rename = "measure")]
-    pub sanction: SanctionKind,
-    /// The anchor who asks. `None`: the server API.
-    pub by: Option<UserId>,
-}
-
-impl Command for LiftSanction {
-    /// Whether there was anything to lift.
-    type Reply = bool;
-    const VERB: &'static str = "pardon";
-}
-
-/// List the mutes and bans in force. Asked of [`LIVING_GROUP`]; who may is as in [`ImposeSanction`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ListSanctions {
-    /// Where.
-    pub app: AppId,
-    /// In which room. `None`: those of the whole app.
-    pub room: Option<RoomId>,
-    /// Only this user's. `None`: everybody's.
-    pub user: Option<UserId>,
-    /// The anchor who asks. `None`: the server API.
-    pub by: Option<UserId>,
-    /// Only those of users above this one.
-    pub after: Option<UserId>,
-    /// How many users at most, 1 to 1000.
-    pub limit: u32,
-}
-
-impl Command for ListSanctions {
-    type Reply = SanctionPage;
-    const VERB: &'static str = "list_measures";
-}
-
-/// Mutes and bans in force, by user.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SanctionPage {
-    /// In the order of user ids.
-    pub list: Vec<ActiveSanction>,
-    /// Whether there are more.
-    pub has_next: bool,
-}
-
-/// A mute or a ban.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ActiveSanction {
-    /// Against whom.
-    pub user: UserId,
-    /// What.
-    #[serde(rename = "measure")]
-    pub sanction: SanctionKind,
-    /// Until when, ms since 1970. `None`: until it is lifted.
-    pub until_ms: Option<u64>,
-    /// For people; may be empty.
-    pub reason: String,
-    /// The anchor who did it. `None`: the server API.
-    pub by: Option<UserId>,
-    /// The event's place in the log.
-    pub msg_id: MsgId,
-}
-
-/// List the users inside a room, asked of the owner of the room's partition
-/// ([`fold_of`]).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ListMembers {
-    /// Where.
-    pub app: AppId,
-    /// Which room.
-    pub room: RoomId,
-    /// Only users above this one.
-    pub after: Option<UserId>,
-    /// How many, 1 to 1000.
-    pub limit: u32,
-}
-
-impl Command for ListMembers {
-    type Reply = Members;
-    const VERB: &'static str = "list_members";
-}
-
-/// Users inside a room, each once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Members {
-    /// In the order of their ids.
-    pub users: Vec<UserId>,
-    /// How many there are in all.
-    pub total: u64,
-    /// Whether there are more above the last of these.
-    pub has_next: bool,
-}
-
-/// What a partition's fold knows, by name and hash, asked of its owner
-/// ([`fold_of`]): for whoever has folded the same log and wants to compare.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SurveyFold {
-    /// What does not matter any more then is left out; ms since 1970.
-    pub at_ms: u64,
-    /// Only things above this one.
-    pub after: Option<String>,
-    /// How many, 1 to 10,000.
-    pub limit: u32,
-}
-
-impl Command for SurveyFold {
-    type Reply = FoldSurvey;
-    const VERB: &'static str = "survey";
-}
-
-/// Some of what a fold knows.
+/// Some entries of a fold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FoldSurvey {
-    /// The sequence of the last event in the fold.
+    /// Sequence of the last event in the fold.
     pub position: u64,
-    /// Name and hash of each thing, in order.
+    /// Name and hash of each entry, in order.
     pub things: Vec<(String, u64)>,
-    /// Whether there are more above the last of these.
     pub has_next: bool,
 }
 
-/// Close a room whose anchor has been gone for too long, as its fold's owner
-/// saw it. Asked of [`LIVING_GROUP`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CloseAbandoned {
-    /// Where.
-    pub app: AppId,
-    /// Which room.
-    pub room: RoomId,
+command! {
+    /// Tells a gateway that a room is closed. The closing process sends it
+    /// before it responds; from then on no gateway accepts a message to the room.
+    EndRoom -> () = "end_room" {
+        app: AppId,
+        room: RoomId,
+        /// Position of the `closed` event in the log.
+        msg_id: MsgId,
+    }
 }
 
-impl Command for CloseAbandoned {
-    type Reply = ();
-    const VERB: &'static str = "close_abandoned";
+command! {
+    /// Tells a gateway to close a connection in favour of a newer login.
+    ReplaceSession -> () = "replace" {
+        connection: ConnId,
+    }
 }

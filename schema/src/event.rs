@@ -1,212 +1,161 @@
-//! What can happen. Past tense; the log holds these and nothing else.
+//! The events of the log, in the past tense. The log holds nothing else.
 //!
-//! To evolve: add a variant, or add an `Option` field. Never rename, never
-//! change a meaning. `nats/fixtures/` has a sample of each shape ever shipped.
+//! To change this file, add a variant or an `Option` field. Never rename a
+//! stored name and never change a meaning. `nats/fixtures/` holds a sample of
+//! every shape that was ever shipped.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     id::{AppId, ClientMsgId, ConnId, Incarnation, MsgId, RoomId, UserId},
+    namespace::Namespace,
     sanction::SanctionKind,
 };
 
-/// The version a writer of today stamps.
+/// The record version that this build writes.
 pub const VERSION: u8 = 1;
 
-/// One entry of the log.
+/// An event as it is stored in one entry of the log.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The writer's [`VERSION`].
     pub v: u8,
-    /// The writer's clock, ms since 1970. For people: order is the log's.
+    /// Writer's clock, ms since 1970. For display and retention; the log defines the order.
     pub at_ms: u64,
-    /// What happened.
     pub event: Event,
 }
 
 impl Record {
-    /// Wraps `event` with the version of this build and the writer's clock.
+    /// Wraps `event` with this build's version and the writer's clock.
     pub fn at(at_ms: u64, event: Event) -> Self {
         Self { v: VERSION, at_ms, event }
     }
 }
 
-/// Something that happened to a room, a user or a gateway.
+/// A fact about a room, a user or a gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Event {
-    /// A live room began. First on its subject, or it did not happen.
+    /// A room was opened. Only the first such event of a room is stored.
     RoomOpened {
-        /// Where.
         app: AppId,
-        /// The room's id, never used before.
+        /// Never used before.
         room: RoomId,
-        /// Whose room it is.
         anchor: UserId,
         /// 1 ordinary, 2 pk.
         room_type: u8,
-        /// As listed.
         name: String,
         /// Cover image URL; may be empty.
         cover: String,
     },
-    /// A live room ended. First on its subject, or it did not happen.
+    /// A room was closed. Only the first such event of a room is stored.
     RoomClosed {
-        /// Where.
         app: AppId,
-        /// Which room.
         room: RoomId,
-        /// Who closed it. `None` if the system did.
+        /// `None`: the system closed it.
         by: Option<UserId>,
-        /// The most users that were inside at once, as far as the closer knew.
+        /// Most users in the room at once, as far as the closing process knew.
         #[serde(default)]
         peak: Option<u64>,
-        /// Its likes, likewise.
+        /// Likes, as far as the closing process knew.
         #[serde(default)]
         good_num: Option<u64>,
     },
-    /// Somebody spoke in a room. Stored, so it counts as sent; delivery is another story.
+    /// A message was sent to a room. It is accepted; its delivery follows.
     RoomMessageSent {
-        /// Where.
         app: AppId,
-        /// In which room.
         room: RoomId,
-        /// Who spoke, and how it came in.
         sender: Sender,
-        /// What it is about; 5555 is chat.
+        /// 5555 is chat.
         biz_code: i32,
-        /// JSON text, exactly as recipients will see it.
+        /// JSON text, exactly as recipients receive it.
         data: String,
     },
-    /// Somebody wrote to one user.
+    /// A direct message was sent to one user.
     DirectMessageSent {
-        /// Where.
         app: AppId,
-        /// To whom.
         to: UserId,
-        /// From whom, and how it came in.
         sender: Sender,
-        /// What it is about; 5555 is chat.
+        /// 5555 is chat.
         biz_code: i32,
-        /// JSON text, exactly as the recipient will see it.
+        /// JSON text, exactly as the recipient receives it.
         data: String,
     },
-    /// Something an integrator's own consumer acts upon; stored, never delivered.
+    /// A business message for an integrator's own consumer. Stored, never delivered.
     BusinessSent {
-        /// Where.
         app: AppId,
-        /// The room it concerns. `None`: a user.
+        /// The room it concerns. `None`: it concerns a user.
         room: Option<RoomId>,
-        /// The user it concerns. `None`: a room.
+        /// The user it concerns. `None`: it concerns a room.
         to: Option<UserId>,
-        /// From whom, and how it came in.
         sender: Sender,
         /// 7000 to 7999.
         biz_code: i32,
         /// JSON text, as the client sent it.
         data: String,
     },
-    /// A room was liked; a gateway counts for a second, then says so.
-    RoomLiked {
-        /// Where.
-        app: AppId,
-        /// Which room.
-        room: RoomId,
-        /// Who counted.
-        gateway: Incarnation,
-        /// How many.
-        count: u64,
-    },
-    /// Connections of one gateway entered and left one room, in this order.
-    MembersChanged {
-        /// Where.
-        app: AppId,
-        /// Which room.
-        room: RoomId,
-        /// Whose connections.
-        gateway: Incarnation,
-        /// What they did.
-        changes: Vec<MemberChange>,
-    },
-    /// Connections of one gateway came and went, and their users read 1:1 messages, in this order.
-    SessionsChanged {
-        /// Where.
-        app: AppId,
-        /// Whose connections.
-        gateway: Incarnation,
-        /// What they did.
-        changes: Vec<SessionChange>,
-    },
-    /// Messages that a gateway had sent and that were never acknowledged, when
-    /// those who owed the acknowledgement were gone. Whoever of them has come
-    /// back into the room since gets a copy.
+    /// A room was liked. A gateway counts for a second and then appends the count.
+    RoomLiked { app: AppId, room: RoomId, gateway: Incarnation, count: u64 },
+    /// Connections of one gateway joined and left one room, in this order.
+    MembersChanged { app: AppId, room: RoomId, gateway: Incarnation, changes: Vec<MemberChange> },
+    /// Connections of one gateway logged in and closed, and their users read
+    /// direct messages, in this order.
+    SessionsChanged { app: AppId, gateway: Incarnation, changes: Vec<SessionChange> },
+    /// Messages that a gateway sent and that stayed unacknowledged when their
+    /// recipients' connections closed. A recipient that has joined the room
+    /// again since then receives a copy.
     Unacknowledged {
-        /// Where.
         app: AppId,
-        /// Which room.
         room: RoomId,
-        /// Which gateway had sent them.
         gateway: Incarnation,
-        /// The messages, oldest first.
+        /// Oldest first.
         messages: Vec<UnackedMessage>,
-        /// Whether they are also kept a while for those who have not come back yet.
+        /// Whether they are also kept for a while, for recipients that return later.
         keep: bool,
     },
-    /// A gateway's incarnation is over. Every event of it, or of an older one
-    /// of the same id, that comes after this means nothing.
-    GatewayGone {
-        /// Which one.
-        gateway: Incarnation,
-    },
-    /// A measure was taken against a user.
+    /// A gateway incarnation has ended. The fold ignores every later event of it
+    /// and of older incarnations of the same id.
+    GatewayGone { gateway: Incarnation },
+    /// A sanction was imposed on a user.
     #[serde(rename = "measure_taken")]
     SanctionImposed {
-        /// Where.
         app: AppId,
-        /// In which room. `None`: in the whole app.
+        /// `None`: in the whole app.
         room: Option<RoomId>,
-        /// Against whom.
         user: UserId,
-        /// What.
         #[serde(rename = "measure")]
         sanction: SanctionKind,
-        /// Until when, ms since 1970. `None`: until it is lifted.
+        /// End, ms since 1970. `None`: until it is lifted.
         until_ms: Option<u64>,
-        /// For people; may be empty.
+        /// For display; may be empty.
         reason: String,
-        /// The anchor who did it. `None`: the server API.
+        /// The anchor that imposed it. `None`: the server API.
         by: Option<UserId>,
     },
-    /// A measure was lifted.
+    /// A sanction was lifted.
     #[serde(rename = "measure_lifted")]
     SanctionLifted {
-        /// Where.
         app: AppId,
-        /// In which room. `None`: in the whole app.
+        /// `None`: in the whole app.
         room: Option<RoomId>,
-        /// Whose.
         user: UserId,
-        /// What.
         #[serde(rename = "measure")]
         sanction: SanctionKind,
-        /// The anchor who did it. `None`: the server API.
+        /// The anchor that lifted it. `None`: the server API.
         by: Option<UserId>,
     },
-    /// Somebody's words were refused for what they say; nobody hears them.
+    /// A message was refused for its content. It is not delivered.
     ContentRefused {
-        /// Where.
         app: AppId,
-        /// The room they were for. `None`: a user.
+        /// The room it was for. `None`: it was for a user.
         room: Option<RoomId>,
-        /// The user they were for. `None`: a room.
+        /// The user it was for. `None`: it was for a room.
         to: Option<UserId>,
-        /// From whom, and how they came in.
         sender: Sender,
-        /// What they are about; 5555 is chat.
+        /// 5555 is chat.
         biz_code: i32,
-        /// The words.
         content: String,
-        /// Why, for people.
+        /// For display.
         reason: String,
     },
     /// A kind newer than this build.
@@ -214,130 +163,139 @@ pub enum Event {
     Unknown,
 }
 
-/// A message somebody never acknowledged.
+/// A message that stayed unacknowledged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnackedMessage {
-    /// Which one.
     pub msg_id: MsgId,
-    /// Whose connections owed it. `None`: the gateway died with that knowledge,
-    /// so everybody it then had in the room.
+    /// Users with an unacknowledged connection. `None`: the gateway died with
+    /// that knowledge, so all members it had in the room count.
     pub users: Option<Vec<UserId>>,
-    /// Copies they were sent, as far as is known: at least one.
+    /// Copies sent, as far as is known: at least one.
     pub sends: u32,
 }
 
-/// Who sent a message, and through what.
+/// The origin of a message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sender {
-    /// Proven by the connection, never by the frame; or as the server API was
-    /// told. `None`: nobody, the system speaks.
+    /// The user proven by the connection, never by the frame; or the user the
+    /// server API named. `None`: the system.
     pub user: Option<UserId>,
-    /// The gateway that accepted it. `None`: the server API did.
+    /// The gateway that accepted the message. `None`: the server API did.
     pub gateway: Option<Incarnation>,
     /// The connection it came on. `None`: the server API accepted it.
     pub connection: Option<ConnId>,
-    /// The sender's own name for it, or the server API's key. `None`: not named.
+    /// The client message id, or the idempotency key of the server API.
     pub client_msg_id: Option<ClientMsgId>,
 }
 
 impl Sender {
-    /// Whose names are told apart: those of each user, and those of the server
-    /// API (`None`), so that no client can use up a key of an integrator's.
-    pub fn namespace(&self) -> Option<UserId> {
-        self.user.filter(|_| self.gateway.is_some())
+    /// Returns the namespace of `client_msg_id`.
+    ///
+    /// It depends on the accepting process, not on `user`: the server API keeps
+    /// its own namespace when it sends in a user's name.
+    pub fn namespace(&self) -> Namespace {
+        match (self.user, &self.gateway) {
+            (Some(user), Some(_)) => Namespace::of_user(user),
+            _ => Namespace::SERVER,
+        }
     }
 }
 
-/// One step of one connection in one room.
+/// One change of one connection's membership in a room.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum MemberChange {
-    /// It hears what comes after this event.
+    /// The connection receives the messages after this event.
     Joined {
-        /// Which connection.
         connection: ConnId,
-        /// Whose.
         user: UserId,
-        /// It asked for what it had missed, and so needs no copies of that.
+        /// Whether it resumed. It then reads the missed messages itself and
+        /// needs no copies of them.
         #[serde(default)]
         resumed: bool,
     },
-    /// It hears nothing from here on.
+    /// The connection receives nothing from here on.
     Left {
-        /// Which connection.
         connection: ConnId,
-        /// Whose.
         user: UserId,
-        /// The last room message its gateway had for it, or dealt with while it was
-        /// there; position 0: none. What came later, and before this event, is for
-        /// it as far as the log goes, and never reached it. `None`: not known.
+        /// The last room message its gateway handled for it; position 0: none.
+        /// Later messages before this event are for it as far as the log goes,
+        /// and never reached it. `None`: not known.
         #[serde(default, rename = "heard")]
         last_seen: Option<MsgId>,
     },
-    /// A step newer than this build.
+    /// A change newer than this build.
     #[serde(other)]
     Unknown,
 }
 
-/// One step of one connection of one user, in no room in particular.
+/// One change of one user's session, independent of rooms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "snake_case")]
 pub enum SessionChange {
-    /// Logged in: what waits for the user is sent to this connection, then what comes.
+    /// A connection logged in. It receives the user's pending direct messages,
+    /// then the new ones.
     Online {
-        /// Which connection.
         connection: ConnId,
-        /// Whose.
         user: UserId,
-        /// The room it entered with. `None`: none.
+        /// The room it joined with the login.
         room: Option<RoomId>,
     },
-    /// Gone, whatever the reason.
-    Offline {
-        /// Which connection.
-        connection: ConnId,
-        /// Whose.
-        user: UserId,
-        /// Why.
-        reason: DisconnectReason,
-    },
-    /// Acknowledged by some connection of the user: these wait no more.
-    Read {
-        /// Whose.
-        user: UserId,
-        /// Which messages.
-        msg_ids: Vec<MsgId>,
-    },
-    /// A step newer than this build.
+    /// A connection closed.
+    Offline { connection: ConnId, user: UserId, reason: DisconnectReason },
+    /// Direct messages were acknowledged by a connection of the user and are no
+    /// longer pending.
+    Read { user: UserId, msg_ids: Vec<MsgId> },
+    /// A change newer than this build.
     #[serde(other)]
     Unknown,
 }
 
-/// Why a connection ended.
+/// The reason a connection closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DisconnectReason {
-    /// The client said 1002.
+    /// The client sent 1002.
     Logout,
     /// The socket closed or broke.
     Disconnect,
-    /// Silent for too long.
+    /// The client was silent for too long.
     Idle,
-    /// It read too slowly.
+    /// The client read too slowly.
     Slow,
-    /// It broke the protocol.
+    /// The client broke the protocol.
     Abuse,
-    /// A newer login took its place.
+    /// A newer login replaced it.
     Replaced,
-    /// Thrown out.
+    /// A kick closed it.
     Kicked,
-    /// Thrown out for good.
+    /// A ban closed it.
     Banned,
     /// The gateway drained.
     Drained,
-    /// The login did not come to its end, or the bus did not answer for long.
+    /// The login was not stored in time, or the bus did not respond for long.
     Unstored,
     /// A reason newer than this build.
     #[serde(other)]
     Other,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_message_in_the_name_of_a_user_keeps_the_servers_namespace() {
+        let user: UserId = "100001".parse().unwrap();
+        let gateway = Incarnation { id: "gw-1".parse().unwrap(), epoch: 1 };
+        let by_client = Sender {
+            user: Some(user),
+            gateway: Some(gateway),
+            connection: None,
+            client_msg_id: Some("a-1".parse().unwrap()),
+        };
+        let by_server = Sender { gateway: None, ..by_client.clone() };
+        assert_eq!(by_client.namespace(), Namespace::of_user(user));
+        assert_eq!(by_server.namespace(), Namespace::SERVER);
+    }
 }

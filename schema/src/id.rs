@@ -1,18 +1,18 @@
-//! Ids, parsed once where they enter and trusted everywhere behind.
+//! Ids. They are parsed once, where they enter the system, and trusted from there on.
 
 use std::{fmt, num::NonZeroU64, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// A value that cannot be the id it was offered as.
+/// A value that is not a valid id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{raw:?} is not a valid {of}: {rule}")]
 pub struct InvalidId {
-    /// Which id was wanted.
+    /// The wanted type of id.
     pub of: &'static str,
-    /// What was offered, cut to 80 characters.
+    /// The value, cut to 80 characters.
     pub raw: String,
-    /// What would have been accepted.
+    /// The accepted form.
     pub rule: &'static str,
 }
 
@@ -27,11 +27,11 @@ macro_rules! number {
     ($(#[$doc:meta])* $name:ident($raw:ty) >= $floor:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "u64")] // a number off the wire meets the same check
+        #[serde(try_from = "u64")] // a received number passes the same check
         pub struct $name($raw);
 
         impl $name {
-            /// The plain number.
+            /// Returns the plain number.
             pub fn get(self) -> $raw {
                 self.0
             }
@@ -41,7 +41,7 @@ macro_rules! number {
             type Error = InvalidId;
             fn try_from(raw: u64) -> Result<Self, InvalidId> {
                 match <$raw>::try_from(raw) {
-                    Ok(number) if $floor <= number => Ok(Self(number)),
+                    Ok(number) if number >= $floor => Ok(Self(number)),
                     _ => Err(InvalidId::new(
                         stringify!($name),
                         raw,
@@ -53,7 +53,8 @@ macro_rules! number {
 
         impl FromStr for $name {
             type Err = InvalidId;
-            /// Digits only: no sign, no space, no leading zero to give one id two spellings.
+            /// Accepts digits only. A sign, a space or a leading zero would give one
+            /// id two spellings.
             fn from_str(raw: &str) -> Result<Self, InvalidId> {
                 let rule = concat!("a whole number, at least ", stringify!($floor));
                 let bad = || InvalidId::new(stringify!($name), raw, rule);
@@ -64,7 +65,7 @@ macro_rules! number {
             }
         }
 
-        /// Digits only, so no id can put a dot or a wildcard into a subject.
+        /// Prints digits only, so no id can put a dot or a wildcard into a subject.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 self.0.fmt(f)
@@ -74,52 +75,54 @@ macro_rules! number {
 }
 
 number!(
-    /// A tenant. Other ids are unique only inside one.
+    /// A tenant. All other ids are unique within one app only.
     AppId(u32) >= 10_000
 );
 number!(
-    /// A person. Real ones exceed 2^53, so never let one pass through a float.
+    /// A user. Real ids exceed 2^53, so an id must never pass through a float.
     UserId(u64) >= 10_000
 );
 number!(
-    /// A live room: unique for ever within an app, never used again.
+    /// A live room. An id is never used again within an app.
     RoomId(u64) >= 1
 );
 number!(
-    /// A message: its position in the log, equal for every recipient and redelivery.
+    /// A message: its position in the log. It is the same for every recipient
+    /// and every redelivery.
     MsgId(u64) >= 1
 );
 
-/// The number of the stream `IM_IN` in the low byte of its message ids.
+/// The number of the stream `IM_IN`, in the low byte of its message ids.
 ///
-/// A partition that moves to a further stream gets another number, and that
+/// A partition that moves to a further stream gets that stream's number. The
 /// stream starts above the last sequence of this one, so ids keep rising.
 const LOG_NUMBER: u64 = 1;
 
 impl MsgId {
-    /// The id of the event stored at `seq` of `IM_IN`.
+    /// Returns the id of the event stored at `seq` of `IM_IN`.
     pub const fn at(seq: u64) -> Self {
         Self(seq << 8 | LOG_NUMBER)
     }
 
-    /// The sequence in `IM_IN` this id names.
+    /// Returns the sequence in `IM_IN` of this id.
     pub fn seq(self) -> u64 {
         self.0 >> 8
     }
 
-    /// The newest sequence whose id is not above this number, which may be
-    /// nobody's id; 0: there is none. What comes after a cursor comes after it.
+    /// Returns the newest sequence whose id is not above this number; 0 if there
+    /// is none. The number need not be the id of a message.
     pub fn seq_not_above(self) -> u64 {
         self.0.saturating_sub(LOG_NUMBER) >> 8
     }
 
-    /// The oldest sequence whose id is not below this number, which may be nobody's id.
+    /// Returns the oldest sequence whose id is not below this number, which need
+    /// not be the id of a message.
     pub fn seq_not_below(self) -> u64 {
         self.0.saturating_sub(LOG_NUMBER).div_ceil(1 << 8)
     }
 }
 
-/// One connection of one gateway incarnation; never used again within it.
+/// A connection of one gateway incarnation, which never uses the number again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ConnId(pub NonZeroU64);
 
@@ -137,7 +140,7 @@ macro_rules! name {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// The name as text: 1 to 64 of `[A-Za-z0-9_-]`.
+            /// Returns the text: 1 to 64 of `[A-Za-z0-9_-]`.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -171,7 +174,7 @@ macro_rules! name {
 }
 
 name!(
-    /// A gateway's lasting name. What lives and dies is an [`Incarnation`] of it.
+    /// The lasting name of a gateway. Each start makes a new [`Incarnation`] of it.
     GatewayId
 );
 name!(
@@ -179,19 +182,20 @@ name!(
     WorkerId
 );
 name!(
-    /// The sender's own name for a message: sent again within 24 h, it stores nothing new.
+    /// The sender's id for a message. A message sent again under the same id
+    /// within 24 h is not stored again.
     ClientMsgId
 );
 
-/// One life of a gateway, written `<id>.<epoch>`.
+/// One start of a gateway, printed as `<id>.<epoch>`.
 ///
-/// Its subject, its consumer and its members belong to it alone: a restart is
-/// another incarnation, so nothing of the old one can be mistaken for the new.
+/// It has a subject, a consumer and members of its own. A restart is another
+/// incarnation, so nothing of the old one is mistaken for the new one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Incarnation {
-    /// Which gateway.
     pub id: GatewayId,
-    /// Rises with every start: the larger of the previous epoch + 1 and the clock in ms.
+    /// Rises with every start: the larger of the previous epoch + 1 and the
+    /// clock in ms since 1970.
     pub epoch: u64,
 }
 
@@ -208,30 +212,31 @@ impl fmt::Display for Incarnation {
 pub struct Partition(u8);
 
 impl Partition {
-    /// Fixed for a cluster's life: it decides where every room's history lies.
+    /// Must never change in a running cluster: it determines the partition of
+    /// every room's history.
     pub const COUNT: u8 = 64;
 
-    /// All partitions, in order.
+    /// Returns all partitions, in order.
     pub fn all() -> impl Iterator<Item = Self> {
         (0..Self::COUNT).map(Self)
     }
 
-    /// The partition of a room's events.
+    /// Returns the partition of a room's events.
     pub fn of_room(app: AppId, room: RoomId) -> Self {
         Self::of(&format!("{app}.{room}"))
     }
 
-    /// The partition of a user's sessions and 1:1 messages.
+    /// Returns the partition of a user's sessions and direct messages.
     pub fn of_user(app: AppId, user: UserId) -> Self {
         Self::of(&format!("{app}.{user}"))
     }
 
-    /// Its place in `0..COUNT`.
+    /// Returns the number of this partition, in `0..COUNT`.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 
-    /// FNV-1a, 32 bits: byte for byte what the server's own `partition()` computes.
+    /// FNV-1a, 32 bits: the same hash as the server's own `partition()` computes.
     fn of(key: &str) -> Self {
         let hash = key
             .bytes()
@@ -271,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn names_cannot_carry_subject_syntax() {
+    fn a_name_cannot_contain_subject_syntax() {
         for bad in ["", "a.b", "a*", ">", "a b", "é", "a\0", &"x".repeat(65)] {
             assert!(bad.parse::<GatewayId>().is_err(), "{bad:?}");
         }
@@ -285,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn any_number_lies_between_two_sequences() {
+    fn any_number_has_a_sequence_below_and_above_it() {
         let id = |raw: u64| MsgId::try_from(raw).unwrap();
         let seven = MsgId::at(7).get();
         for (number, not_above, not_below) in [
@@ -304,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_are_what_the_server_would_compute() {
+    fn a_partition_is_the_one_the_server_would_compute() {
         // FNV-1a test vectors: "a" and "foobar".
         assert_eq!(Partition::of("a").0, (0xe40c_292c_u32 % 64) as u8);
         assert_eq!(Partition::of("foobar").0, (0xbf9c_f968_u32 % 64) as u8);

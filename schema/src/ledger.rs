@@ -1,68 +1,70 @@
-//! What became of each message: `IM_LEDGER`.
+//! The records of `IM_LEDGER`: the outcome of each message after its acceptance.
 //!
-//! The log says what was accepted; this says what followed: to which gateways
-//! an owner handed it, how it ended at each of them, and who read it later.
+//! The log holds the accepted messages. The ledger holds the dispatches to
+//! gateways, the outcome at each gateway, and the pages read over HTTP.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AppId, ConnId, Incarnation, MsgId, RoomId, UserId, WorkerId};
 
-/// Outcomes of one gateway, written together. Stored *before* the envelopes
-/// they settle are acknowledged, so a crash between repeats work and loses no record.
+/// Outcomes of one gateway, stored together.
+///
+/// A batch is stored *before* the envelopes it resolves are acknowledged. A
+/// crash between the two repeats work and loses no record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LedgerBatch {
-    /// Who reports.
     pub gateway: Incarnation,
-    /// When, ms since 1970.
+    /// Writer's clock, ms since 1970.
     pub at_ms: u64,
     /// At most [`OUTCOMES_MAX`].
     pub outcomes: Vec<Outcome>,
 }
 
-/// A batch is written when it holds this many outcomes, or after 20 ms.
+/// Outcomes per batch; a batch is stored when it is full or after 20 ms.
 /// Measured: one publish per outcome costs 13 to 33 % of the throughput, batches nothing.
 pub const OUTCOMES_MAX: usize = 256;
 
-/// Names in one batch, of exceptions and laggards: about 55 bytes each, so well
-/// below the megabyte a message may have.
+/// Named connections in one batch, over all outcomes. One takes about 55 bytes,
+/// so a batch stays well below the megabyte a message may have.
 pub const BATCH_NAMES_MAX: usize = 4_000;
 const _: () = assert!(2 * EXCEPTIONS_MAX < BATCH_NAMES_MAX);
 
-/// How one message ended at one gateway.
+/// Named connections per outcome and list. Thousands of silent clients in a room
+/// must not make a record larger than a message may be.
+pub const EXCEPTIONS_MAX: usize = 100;
+
+/// The outcome of one message at one gateway.
 ///
-/// `resolved = acknowledged + given_up + left` once it is settled.
+/// Once it is final, `resolved = acknowledged + given_up + left`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Where.
     pub app: AppId,
-    /// The room it was said in. `None`: a 1:1 message.
+    /// `None`: a direct message.
     pub room: Option<RoomId>,
-    /// Which message.
     pub msg_id: MsgId,
-    /// How it reached the gateway.
     pub via: Via,
-    /// Connections it was for.
+    /// Connections the message was for.
     pub resolved: u32,
     /// Copies put on a socket's queue, first sends only.
     pub written: u32,
-    /// Connections that acknowledged it.
     pub acknowledged: u32,
     /// Copies sent again.
     pub resent: u32,
     /// Connections that never acknowledged.
     pub given_up: u32,
-    /// Connections that ended first.
+    /// Connections that closed before they acknowledged.
     pub left: u32,
-    /// Who did not acknowledge, and why: at most [`EXCEPTIONS_MAX`], the counts are exact.
+    /// Connections that did not acknowledge: at most [`EXCEPTIONS_MAX`]. The counts are exact.
     pub exceptions: Vec<Exception>,
-    /// The one it was for. `None`: those whom the fold knows, or as older builds wrote it.
+    /// The single recipient. `None`: the recipients the fold knows, or a record
+    /// of an older build.
     #[serde(default)]
     pub to: Option<Recipient>,
-    /// Connections besides that had ignored several messages in a row, and have it
-    /// on a clock of their own: their outcome follows, as [`Via::Lagging`].
+    /// Further connections that were lagging: they had ignored several messages
+    /// in a row. Their outcome follows as [`Via::Lagging`].
     #[serde(default)]
     pub lagging: u32,
-    /// Which ones: at most [`EXCEPTIONS_MAX`], the count is exact.
+    /// The lagging connections: at most [`EXCEPTIONS_MAX`]. `lagging` is exact.
     #[serde(default, rename = "laggards")]
     pub lagging_recipients: Vec<Recipient>,
 }
@@ -70,33 +72,25 @@ pub struct Outcome {
 /// A connection and its user.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipient {
-    /// Whose.
     pub user: UserId,
-    /// Which.
     pub connection: ConnId,
 }
 
-/// Names kept per outcome of either kind. A room of thousands of silent clients must not
-/// make a record larger than a message may be.
-pub const EXCEPTIONS_MAX: usize = 100;
-
-/// How a message reached its gateway.
+/// The way a message reached its gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
     /// By its envelope.
     Envelope,
-    /// Read from the log, its envelope having been lost.
+    /// Read from the log, because its envelope was lost.
     Log,
-    /// Read from the log for a connection that came back and asked for it.
+    /// Read from the log for a connection that resumed.
     Resume,
-    /// By its envelope, for connections that had ignored several messages in a
-    /// row: the envelope is not held up for them.
+    /// By its envelope, for lagging connections. The envelope does not wait for them.
     Lagging,
-    /// By an envelope for connections that came too late to a room's end.
+    /// By an envelope for connections that joined after the room was closed.
     Late,
-    /// By an envelope for connections whose users had it on another connection,
-    /// which ended before it acknowledged.
+    /// By an [`Envelope::Repeat`](crate::envelope::Envelope::Repeat).
     Repeat,
     /// A way newer than this build.
     #[serde(other)]
@@ -106,23 +100,20 @@ pub enum Via {
 /// One connection that did not acknowledge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Exception {
-    /// Whose.
     pub user: UserId,
-    /// Which.
     pub connection: ConnId,
-    /// Why not.
     pub reason: UnackedReason,
 }
 
-/// Why a connection did not acknowledge.
+/// The reason a connection did not acknowledge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnackedReason {
     /// Sent as often as allowed, never acknowledged.
     NotAcknowledged,
-    /// It was already ignoring messages; written once, not counted on.
+    /// Lagging: written once, not counted.
     Lagging,
-    /// The connection ended first.
+    /// The connection closed first.
     Left,
     /// The room was closed before the message.
     RoomClosed,
@@ -131,77 +122,72 @@ pub enum UnackedReason {
     Other,
 }
 
-/// What the owners of one worker handed to gateways, written together.
+/// Dispatches to gateways by the owners of one worker, stored together.
 ///
-/// Written behind the deliveries, which wait for nobody: of what a worker
-/// handed over in the last moments before a crash there may be no such line.
+/// A worker stores them after the envelopes, and no delivery waits for that. A
+/// crash may therefore lose the records of its last moments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DispatchBatch {
-    /// Who reports.
     pub worker: WorkerId,
-    /// Which life of it, ms since 1970.
+    /// Start of the worker's process, ms since 1970.
     pub epoch: u64,
-    /// When, ms since 1970.
+    /// Writer's clock, ms since 1970.
     pub at_ms: u64,
     /// At most [`OUTCOMES_MAX`].
     #[serde(rename = "handovers")]
     pub dispatches: Vec<Dispatch>,
 }
 
-/// One message on its way to one gateway.
+/// The dispatch of one message to one gateway.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dispatch {
-    /// Which message.
     pub msg_id: MsgId,
-    /// To which gateway. `None`: to none, because there was nobody to hear it.
+    /// `None`: no gateway held a recipient.
     pub to: Option<Incarnation>,
-    /// What became of it there.
     #[serde(rename = "how")]
     pub kind: DispatchKind,
-    /// The event that asked for it: a login, a return, a takeover. `None`: the message itself.
+    /// The event that caused it: a login, a return, a takeover. `None`: the message itself.
     #[serde(rename = "because")]
     pub cause: Option<MsgId>,
 }
 
-/// How a message was handed over.
+/// The result of a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DispatchKind {
-    /// It lies in the gateway's queue.
+    /// The gateway's queue holds the envelope.
     Stored,
-    /// The queue was full: the gateway reads it from the log.
+    /// The queue was full: the gateway reads the message from the log.
     Full,
-    /// The queue will never take it.
+    /// The queue can never take the envelope.
     Refused,
-    /// There was nobody to hand it to.
+    /// The message had no recipient.
     #[serde(rename = "nobody")]
     NoRecipient,
-    /// A way newer than this build.
+    /// A result newer than this build.
     #[serde(other)]
     Other,
 }
 
-/// Pages of messages that were read over HTTP, written together. For people:
-/// what cannot be written soon is dropped.
+/// Pages of messages read over HTTP, stored together. They serve people only:
+/// a page that cannot be stored soon is dropped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReadBatch {
-    /// When, ms since 1970.
+    /// Writer's clock, ms since 1970.
     pub at_ms: u64,
     /// At most [`OUTCOMES_MAX`].
     pub pages: Vec<ReadPage>,
 }
 
-/// One page that somebody read.
+/// One page that a user read. It held every message of its kind from `first` to `last`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReadPage {
-    /// Where.
     pub app: AppId,
-    /// By whom.
     pub user: UserId,
-    /// The room whose history it is. `None`: what waits for the user.
+    /// The room whose history it is. `None`: the user's pending direct messages.
     pub room: Option<RoomId>,
-    /// Its oldest message.
+    /// Oldest message of the page.
     pub first: MsgId,
-    /// Its newest. Everything of its kind in between was on it.
+    /// Newest message of the page.
     pub last: MsgId,
 }

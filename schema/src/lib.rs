@@ -14,13 +14,16 @@ pub mod envelope;
 pub mod event;
 pub mod id;
 pub mod ledger;
+pub mod log_subject;
+mod namespace;
 pub mod room;
 pub mod sanction;
-pub mod secret;
+mod secret;
 pub mod subject;
 pub mod ticket;
 
 pub use id::{
     AppId, ClientMsgId, ConnId, GatewayId, Incarnation, MsgId, Partition, RoomId, UserId,
 };
+pub use namespace::Namespace;
 pub use secret::Secret;

@@ -1,82 +1,81 @@
-//! Measures against users: who may not speak, who may not come in, who was
-//! shown out. Their log is the truth; the bucket `measures` holds the fold of
-//! it, so that whoever must enforce one need not read the log.
+//! Sanctions on users: mutes, kicks and bans, in a room or in a whole app.
+//!
+//! The log is the source of truth. The bucket `measures` holds the fold of the
+//! log by user, so that a process that enforces a sanction need not read the log.
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AppId, MsgId, RoomId, UserId};
 
-/// What may be done about a user, in one room or in the whole app.
+/// The kinds of sanctions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SanctionKind {
-    /// What they say is refused with 4010.
+    /// The user's messages are refused with 4010.
     Mute,
-    /// Their connections are closed, once; they may come back.
+    /// The user's connections are closed once; the user may join again.
     Kick,
-    /// Their connections are closed, and they may not come back.
+    /// The user's connections are closed, and the user may not join again.
     Ban,
-    /// A measure newer than this build.
+    /// A kind newer than this build.
     #[serde(other)]
     Unknown,
 }
 
-/// A measure as it was taken.
+/// A sanction as it was imposed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sanction {
-    /// The event's place in the log.
+    /// Position of its event in the log.
     pub msg_id: MsgId,
-    /// When, ms since 1970.
+    /// Writer's clock, ms since 1970.
     pub at_ms: u64,
-    /// Until when, ms since 1970. `None`: until it is lifted.
+    /// End, ms since 1970. `None`: until it is lifted.
     pub until_ms: Option<u64>,
-    /// For people; may be empty.
+    /// For display; may be empty.
     pub reason: String,
-    /// The anchor who did it. `None`: the server API.
+    /// The anchor that imposed it. `None`: the server API.
     pub by: Option<UserId>,
 }
 
 impl Sanction {
-    /// Whether it still holds.
-    pub fn holds(&self, now_ms: u64) -> bool {
+    /// Whether the sanction has not ended at `now_ms`.
+    pub fn is_active(&self, now_ms: u64) -> bool {
         self.until_ms.is_none_or(|until| now_ms < until)
     }
 }
 
-/// What the bucket `measures` says of one user under [`key`].
+/// The sanctions on one user, as the bucket `measures` holds them under [`key`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SanctionEntry {
-    /// The newest event folded into it; older ones change nothing any more.
+    /// The newest event applied. Older events change nothing.
     pub folded: Option<MsgId>,
-    /// They may not speak.
     pub mute: Option<Sanction>,
-    /// They may not come in.
     pub ban: Option<Sanction>,
-    /// They were shown out last.
+    /// The latest kick.
     pub kick: Option<Sanction>,
 }
 
 impl SanctionEntry {
-    /// Folds a measure taken. `false`: it was folded before.
-    pub fn take(&mut self, sanction: SanctionKind, taken: Sanction) -> bool {
-        if !self.is_news(taken.msg_id) {
+    /// Applies an imposed sanction. `false`: this or a newer event was applied before.
+    pub fn impose(&mut self, kind: SanctionKind, sanction: Sanction) -> bool {
+        if !self.advance(sanction.msg_id) {
             return false;
         }
-        match sanction {
-            SanctionKind::Mute => self.mute = Some(taken),
-            SanctionKind::Ban => self.ban = Some(taken),
-            SanctionKind::Kick => self.kick = Some(taken),
+        match kind {
+            SanctionKind::Mute => self.mute = Some(sanction),
+            SanctionKind::Ban => self.ban = Some(sanction),
+            SanctionKind::Kick => self.kick = Some(sanction),
             SanctionKind::Unknown => {}
         }
         true
     }
 
-    /// Folds a measure lifted. `false`: it was folded before.
-    pub fn lift(&mut self, sanction: SanctionKind, msg_id: MsgId) -> bool {
-        if !self.is_news(msg_id) {
+    /// Applies a lifted sanction. `false`: this or a newer event was applied before.
+    pub fn lift(&mut self, kind: SanctionKind, msg_id: MsgId) -> bool {
+        if !self.advance(msg_id) {
             return false;
         }
-        match sanction {
+        match kind {
             SanctionKind::Mute => self.mute = None,
             SanctionKind::Ban => self.ban = None,
             SanctionKind::Kick | SanctionKind::Unknown => {}
@@ -84,23 +83,23 @@ impl SanctionEntry {
         true
     }
 
-    /// Whether they may not speak.
+    /// Whether a mute is active at `now_ms`.
     pub fn is_muted(&self, now_ms: u64) -> bool {
-        self.mute.as_ref().is_some_and(|mute| mute.holds(now_ms))
+        self.mute.as_ref().is_some_and(|mute| mute.is_active(now_ms))
     }
 
-    /// Whether they may not come in.
+    /// Whether a ban is active at `now_ms`.
     pub fn is_banned(&self, now_ms: u64) -> bool {
-        self.ban.as_ref().is_some_and(|ban| ban.holds(now_ms))
+        self.ban.as_ref().is_some_and(|ban| ban.is_active(now_ms))
     }
 
-    /// Until when it matters, ms since 1970. `None`: for ever.
+    /// Returns the end of the last sanction, ms since 1970. `None`: one has no end.
     pub fn ends_ms(&self) -> Option<u64> {
-        let standing = [&self.mute, &self.ban].into_iter().flatten();
-        standing.map(|taken| taken.until_ms).try_fold(0, |latest, until| Some(latest.max(until?)))
+        let lasting = [&self.mute, &self.ban].into_iter().flatten();
+        lasting.map(|one| one.until_ms).try_fold(0, |latest, until| Some(latest.max(until?)))
     }
 
-    fn is_news(&mut self, msg_id: MsgId) -> bool {
+    fn advance(&mut self, msg_id: MsgId) -> bool {
         if self.folded.is_some_and(|folded| msg_id <= folded) {
             return false;
         }
@@ -109,12 +108,12 @@ impl SanctionEntry {
     }
 }
 
-/// A user's key in the bucket `measures`; no room: the whole app.
+/// Returns a user's key in the bucket `measures`. `room` is `None` for the whole app.
 pub fn key(app: AppId, room: Option<RoomId>, user: UserId) -> String {
     format!("{app}.{}.{user}", room.map_or(0, RoomId::get))
 }
 
-/// Whose entry a key of the bucket `measures` is.
+/// Returns the scope and the user that [`key`] made `key` for.
 pub fn parse_key(key: &str) -> Option<(AppId, Option<RoomId>, UserId)> {
     let mut parts = key.split('.');
     let app = parts.next()?.parse().ok()?;
@@ -130,35 +129,35 @@ pub fn parse_key(key: &str) -> Option<(AppId, Option<RoomId>, UserId)> {
 mod tests {
     use super::*;
 
-    fn taken(seq: u64, until_ms: Option<u64>) -> Sanction {
+    fn sanction(seq: u64, until_ms: Option<u64>) -> Sanction {
         Sanction { msg_id: MsgId::at(seq), at_ms: 1, until_ms, reason: String::new(), by: None }
     }
 
     #[test]
-    fn only_what_is_newer_changes_anything() {
+    fn only_a_newer_event_changes_an_entry() {
         let mut entry = SanctionEntry::default();
-        assert!(entry.take(SanctionKind::Mute, taken(3, None)));
+        assert!(entry.impose(SanctionKind::Mute, sanction(3, None)));
         assert!(entry.lift(SanctionKind::Mute, MsgId::at(5)));
-        assert!(!entry.take(SanctionKind::Mute, taken(3, None)), "told again");
-        assert!(!entry.take(SanctionKind::Mute, taken(4, None)), "told late");
+        assert!(!entry.impose(SanctionKind::Mute, sanction(3, None)), "applied again");
+        assert!(!entry.impose(SanctionKind::Mute, sanction(4, None)), "applied late");
         assert!(!entry.is_muted(0));
-        assert!(entry.take(SanctionKind::Ban, taken(6, Some(100))));
+        assert!(entry.impose(SanctionKind::Ban, sanction(6, Some(100))));
         assert!(entry.is_banned(99) && !entry.is_banned(100));
     }
 
     #[test]
-    fn an_entry_ends_with_its_last_measure() {
+    fn an_entry_ends_with_its_last_sanction() {
         let mut entry = SanctionEntry::default();
-        assert_eq!(entry.ends_ms(), Some(0), "nothing holds");
-        entry.take(SanctionKind::Mute, taken(1, Some(50)));
-        entry.take(SanctionKind::Ban, taken(2, Some(70)));
+        assert_eq!(entry.ends_ms(), Some(0), "nothing is active");
+        entry.impose(SanctionKind::Mute, sanction(1, Some(50)));
+        entry.impose(SanctionKind::Ban, sanction(2, Some(70)));
         assert_eq!(entry.ends_ms(), Some(70));
-        entry.take(SanctionKind::Mute, taken(3, None));
+        entry.impose(SanctionKind::Mute, sanction(3, None));
         assert_eq!(entry.ends_ms(), None);
     }
 
     #[test]
-    fn a_key_says_whose_it_is() {
+    fn a_key_is_parsed_back_to_its_scope_and_user() {
         let (app, room, user) =
             ("10001".parse().unwrap(), "7".parse().unwrap(), "100002".parse().unwrap());
         for room in [None, Some(room)] {

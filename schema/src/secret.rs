@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A secret: prints as `***`, whoever prints it.
+/// A secret text. It prints as `***` in logs, errors and debug output.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -12,7 +12,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The text itself. Every call is a place to look at in a review.
+    /// Returns the text itself. A review looks at every call of this.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -1,7 +1,8 @@
-//! The token of the IM connection: a signed ticket, good for one connection.
+//! The ticket of an IM connection: signed, and valid for one connection. On the
+//! wire it is called `token`.
 //!
-//! It carries who its holder is, so a gateway needs no other service to let
-//! somebody in. That it is used once is the bucket `tickets`' business.
+//! A ticket carries the identity of its holder, so a gateway can admit a login
+//! without another service. The bucket `tickets` makes sure it is used once.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use hmac::{Hmac, Mac};
@@ -15,44 +16,42 @@ use crate::{
     secret::Secret,
 };
 
-/// What a ticket says of its holder.
+/// The content of a ticket: the identity of its holder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ticket {
-    /// The one app it is good for.
     #[serde(rename = "a")]
     pub app: AppId,
-    /// The one user it is good for.
     #[serde(rename = "u")]
     pub user: UserId,
-    /// Shown as the sender of messages.
+    /// Displayed as the sender of messages.
     #[serde(rename = "n")]
     pub nick_name: String,
-    /// Shown beside the name; a URL or empty.
+    /// URL of a picture; may be empty.
     #[serde(rename = "i")]
     pub avatar: String,
-    /// Not valid from this moment on, ms since 1970.
+    /// End of its validity, ms since 1970.
     #[serde(rename = "x")]
     pub expires_ms: u64,
-    /// Told apart from every other ticket by this.
+    /// Different in every ticket.
     #[serde(rename = "r")]
     pub nonce: u128,
 }
 
-/// Why a token is not a ticket.
+/// The reason a token is not a valid ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TicketError {
-    /// Not of the form this system gives out, or signed with another key.
+    /// It has another form, or was signed with another key.
     #[error("not a ticket of this system")]
     Forged,
-    /// Its time is over.
+    /// Its validity has ended.
     #[error("the ticket has expired")]
     Expired,
 }
 
-/// A token longer than this was not made here: nick and avatar are bounded.
+/// Longest token this system issues; the lengths of nick name and avatar are limited.
 pub const TOKEN_BYTES_MAX: usize = 2048;
 
-/// What tickets are signed with. Gateways and api derive it from the same secret.
+/// The key that signs tickets. Gateways and api derive it from the same secret.
 #[derive(Clone)]
 pub struct TicketKey(Hmac<Sha256>);
 
@@ -63,51 +62,51 @@ impl std::fmt::Debug for TicketKey {
 }
 
 impl TicketKey {
-    /// The key that belongs to `secret`: a ticket can never be mistaken for a
-    /// JWT signed with the same secret.
+    /// Derives the key from `secret`. A ticket cannot be mistaken for a JWT that
+    /// was signed with the same secret.
     pub fn derive(secret: &Secret) -> Self {
         let mut mac = keyed(secret.expose().as_bytes());
         mac.update(b"qiyu ticket v1");
         Self(keyed(&mac.finalize().into_bytes()))
     }
 
-    /// Writes a ticket as a token of `A-Za-z0-9._-`.
+    /// Signs a ticket and returns it as a token of `A-Za-z0-9._-`.
     ///
     /// # Errors
     ///
     /// None in practice: a ticket is plain data.
     pub fn sign(&self, ticket: &Ticket) -> Result<Secret, codec::EncodeError> {
         let body = BASE64.encode(codec::encode(ticket)?);
-        let mark = BASE64.encode(self.mark(&body).finalize().into_bytes());
-        Ok(Secret::new(format!("{body}.{mark}")))
+        let signature = BASE64.encode(self.signature(&body).finalize().into_bytes());
+        Ok(Secret::new(format!("{body}.{signature}")))
     }
 
-    /// Reads a token back, if it was signed with this key and is still valid at `now_ms`.
+    /// Returns the ticket of a token that was signed with this key and is valid at `now_ms`.
     ///
     /// # Errors
     ///
-    /// - [`TicketError::Forged`]: anything but a token of ours.
-    /// - [`TicketError::Expired`]: ours, too late.
+    /// - [`TicketError::Forged`]: the token was not signed with this key.
+    /// - [`TicketError::Expired`]: it was, and its validity has ended.
     pub fn verify(&self, token: &str, now_ms: u64) -> Result<Ticket, TicketError> {
-        if TOKEN_BYTES_MAX < token.len() {
+        if token.len() > TOKEN_BYTES_MAX {
             return Err(TicketError::Forged);
         }
-        let (body, mark) = token.split_once('.').ok_or(TicketError::Forged)?;
-        let mark = BASE64.decode(mark).map_err(|_| TicketError::Forged)?;
-        self.mark(body).verify_slice(&mark).map_err(|_| TicketError::Forged)?; // constant time
+        let (body, signature) = token.split_once('.').ok_or(TicketError::Forged)?;
+        let signature = BASE64.decode(signature).map_err(|_| TicketError::Forged)?;
+        self.signature(body).verify_slice(&signature).map_err(|_| TicketError::Forged)?; // constant time
         let body = BASE64.decode(body).map_err(|_| TicketError::Forged)?;
         let ticket: Ticket = codec::decode(&body).map_err(|_| TicketError::Forged)?;
         if now_ms < ticket.expires_ms { Ok(ticket) } else { Err(TicketError::Expired) }
     }
 
-    fn mark(&self, body: &str) -> Hmac<Sha256> {
+    fn signature(&self, body: &str) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
         mac.update(body.as_bytes());
         mac
     }
 }
 
-/// A number no two tickets share.
+/// Returns a random number that no two tickets share.
 pub fn fresh_nonce() -> u128 {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);
@@ -134,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_reads_back_until_it_expires() {
+    fn a_token_is_valid_until_it_expires() {
         let key = TicketKey::derive(&Secret::new("s"));
         let token = key.sign(&ticket()).unwrap();
         assert_eq!(key.verify(token.expose(), 999).unwrap().user, ticket().user);
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn every_changed_byte_and_every_other_key_is_refused() {
+    fn a_changed_byte_or_another_key_is_refused() {
         let key = TicketKey::derive(&Secret::new("s"));
         let token = key.sign(&ticket()).unwrap().expose().to_owned();
         for at in 0..token.len() {
