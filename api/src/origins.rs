@@ -1,4 +1,4 @@
-//! The origins of other sites whose pages may use the routes: those of `QIYU_ORIGINS`, whose pages
+//! The origins of other sites: pages of those in `QIYU_ORIGINS` may use the routes. Such pages
 //! may also open connections.
 
 use std::time::Duration;

@@ -20,7 +20,7 @@ use crate::{
     router, server,
 };
 
-/// Addresses or users whose rate is remembered, about 4 MiB.
+/// Remembered addresses or users, about 4 MiB.
 const LIMITED_KEYS_MAX: usize = 65_536;
 
 /// The configuration of the service.
@@ -39,7 +39,7 @@ pub struct Config {
     pub api_key: Option<Secret>,
     /// How long a ticket for a gateway connection is valid.
     pub token_ttl: Duration,
-    /// The origins whose pages may use the routes, as in `https://live.example.com`. `*`: all,
+    /// The origins of pages that may use the routes, as in `https://live.example.com`. `*`: all,
     /// without cookies. Empty: only pages of the same host.
     pub origins: Vec<String>,
     /// Requests a second of one address, and of one user from all addresses.

@@ -69,7 +69,7 @@ pub(crate) async fn close(inner: &LivingInner, request: CloseRoom) -> Result<(),
     end(inner, app, room, Some(by)).await
 }
 
-/// Closes a room whose anchor has been absent for too long. It succeeds if the room is closed
+/// Closes a room after its anchor has been absent for too long. It succeeds if the room is closed
 /// already.
 pub(crate) async fn close_abandoned(
     inner: &LivingInner,

@@ -7,7 +7,7 @@
 //! Events that the log no longer holds cannot be restored:
 //!
 //! - Records from before the log's first event stay as they are.
-//! - An open room whose opening is no longer in the log comes from the bucket `rooms`.
+//! - An open room without an opening in the log comes from the bucket `rooms`.
 //! - A row of a room that neither the log nor the bucket shows as open becomes a record without an
 //!   end time.
 
@@ -57,7 +57,7 @@ impl From<StatusError> for RebuildError {
 pub struct Rebuilt {
     /// Rooms that are open.
     pub open: u64,
-    /// Closed rooms whose record was restored.
+    /// Closed rooms with a restored record.
     pub closed: u64,
     /// Rows of rooms that are not known to be open; now records without an end time.
     pub retired: u64,
@@ -136,7 +136,7 @@ impl Rebuilder<'_> {
         Ok(())
     }
 
-    /// Restores every open room whose opening the log no longer holds.
+    /// Restores every open room without an opening in the log.
     async fn restore_from_bucket(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
         for room in self.statuses.bucket_rooms().await? {
             if self.statuses.opening(room.app, room.room).await?.is_none()
