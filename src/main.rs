@@ -110,9 +110,7 @@ fn perform(name: &str, arguments: &ArgMatches, settings: &Settings) -> anyhow::R
                 router: qiyu_api::page_router(),
                 serve: |listener, router, stop| Box::pin(http::serve(listener, router, stop)),
             };
-            main_thread(async |stop| {
-                Box::pin(replay::run(arguments, &config, page, &stop)).await
-            })
+            main_thread(async |stop| Box::pin(replay::run(arguments, &config, page, &stop)).await)
         }
         "settings" => {
             say(&markdown());

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Makes the tables anew and tells what became of them.
 pub(crate) async fn rebuild(settings: &Settings) -> anyhow::Result<()> {
     let url = nats_url(settings)?;
-    let shown = bus::shown(url.expose());
+    let shown = bus::redact_url(url.expose());
     let config = BusConfig {
         url,
         name: "qiyu rebuild".to_owned(),
@@ -31,7 +31,7 @@ pub(crate) async fn rebuild(settings: &Settings) -> anyhow::Result<()> {
     let rebuilt = qiyu_living::rebuild(database, redis, &bus).await;
     bus.close().await;
     let Rebuilt { open, closed, retired, position } = rebuilt?;
-    let database = bus::shown(database);
+    let database = bus::redact_url(database);
     say(&format!(
         "rebuilt {database} from the log at {shown}\n  open     {open}\n  closed   {closed}\n  \
          retired  {retired}\n  position {position}"

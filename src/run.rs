@@ -14,8 +14,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use prometheus_client::registry::Registry;
 use qiyu_api::Api;
-use qiyu_explain::verify::{Watch, WatchConfig};
 pub(crate) use qiyu_explain::terminal::print as say;
+use qiyu_explain::verify::{Watch, WatchConfig};
 use qiyu_fanout::Fanout;
 use qiyu_gateway::{ContentConfig, Gateway};
 use qiyu_living::Living;
@@ -150,7 +150,8 @@ pub(crate) fn profile_name(profile: Profile) -> &'static str {
 pub(crate) fn kept_gateway_id(data_dir: &Path) -> anyhow::Result<GatewayId> {
     let path = data_dir.join("gateway-id");
     let make = || format!("gw-{:08x}", rand::random::<u32>());
-    let kept = server::read_or_create_private(&path, make).with_context(|| format!("keep {path:?}"))?;
+    let kept =
+        server::read_or_create_private(&path, make).with_context(|| format!("keep {path:?}"))?;
     kept.parse().with_context(|| format!("read {path:?}"))
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use qiyu_explain::access::LogAccessConfig;
-use qiyu_gateway::{MultiDevice, Silence};
+use qiyu_gateway::{MultiDevice, WebhookFailurePolicy};
 use qiyu_nats::Profile;
 use qiyu_schema::{AppId, GatewayId, Secret};
 
@@ -126,7 +126,7 @@ pub(crate) struct Settings {
     /// None: no webhook is asked.
     pub(crate) check_url: Option<Secret>,
     pub(crate) check_timeout: Duration,
-    pub(crate) check_silence: Silence,
+    pub(crate) check_silence: WebhookFailurePolicy,
     /// Never empty.
     pub(crate) apps: Vec<AppId>,
     /// Empty: only the same host.

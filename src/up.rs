@@ -1,15 +1,12 @@
 //! `qiyu up`: the whole system in one process, on a nats-server of its own.
 
-use std::{
-    path::Path,
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 pub(crate) use qiyu_explain::terminal::progress as note;
 use qiyu_nats::{
     bus,
-    server::{self, ChildServer, DataDir, ChildGuard, NatsServer},
+    server::{self, ChildGuard, ChildServer, DataDir, NatsServer},
 };
 use qiyu_schema::Secret;
 use rand::distr::{Alphanumeric, SampleString as _};
@@ -193,6 +190,7 @@ async fn stop_child(child: Option<ChildServer>) {
 fn kept_jwt_secret(data_dir: &Path) -> anyhow::Result<Secret> {
     let path = data_dir.join("jwt-secret");
     let make = || Alphanumeric.sample_string(&mut rand::rng(), JWT_SECRET_CHARS);
-    let kept = server::read_or_create_private(&path, make).with_context(|| format!("keep {path:?}"))?;
+    let kept =
+        server::read_or_create_private(&path, make).with_context(|| format!("keep {path:?}"))?;
     Ok(Secret::new(kept))
 }

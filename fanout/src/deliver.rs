@@ -1,4 +1,4 @@
-//! Carrying out what the fold asks for.
+//! Carries out the effects of the fold.
 //!
 //! First attempts are made in order; confirmations are awaited behind, up to
 //! [`WINDOW`] at once. A repeated attempt may overtake: the envelope's `prev`
@@ -13,12 +13,14 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use parking_lot::Mutex;
-use qiyu_nats::{Bus, chain, outbox::HandoverError, stream::OUTBOX_AGE_MAX, trail::Trail};
+use qiyu_nats::{
+    Bus, chain, outbox::EnqueueError, stream::OUTBOX_AGE_MAX, trace_context::TraceContext,
+};
 use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, Partition, RoomId, UserId, codec,
     envelope::{DirectTarget, Envelope},
     event::Event,
-    ledger::{Handover, How},
+    ledger::{Dispatch, DispatchKind},
 };
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
@@ -50,7 +52,7 @@ pub(crate) struct Deliverer {
     skipped: Arc<Mutex<HashMap<(Incarnation, About), Skipped>>>,
 }
 
-/// What an envelope is about, as far as its order goes.
+/// The room or user within which envelopes are ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum About {
     Room(AppId, RoomId),
@@ -103,7 +105,7 @@ impl Deliverer {
         &self,
         msg_id: MsgId,
         effect: Effect,
-        trail: Option<&Trail>,
+        trace_context: Option<&TraceContext>,
     ) -> Vec<Pending> {
         match effect {
             Effect::Deliver { to, envelope } => {
@@ -114,7 +116,10 @@ impl Deliverer {
                 };
                 let id = envelope.msg_id().unwrap_or(msg_id);
                 let ids = (id, msg_id);
-                self.hand_over(to, ids, &envelope, suffix, trail).await.into_iter().collect()
+                self.hand_over(to, ids, &envelope, suffix, trace_context)
+                    .await
+                    .into_iter()
+                    .collect()
             }
             Effect::DeliverWaiting { to, app, user, connection, msg_ids } => {
                 self.hand_over_waiting(to, (app, user, connection), &msg_ids, msg_id).await
@@ -131,7 +136,7 @@ impl Deliverer {
                 let bus = self.bus.clone();
                 let keep = async move {
                     keep_trying("message not copied to the inbox", || {
-                        bus.keep_in_inbox(app, user, msg_id, biz_code, &data)
+                        bus.copy_to_inbox(app, user, msg_id, biz_code, &data)
                     })
                     .await;
                 };
@@ -144,7 +149,7 @@ impl Deliverer {
                     let bus = &deliverer.bus;
                     for (msg_id, (biz_code, data)) in contents {
                         keep_trying("message not copied to the inbox", || {
-                            bus.keep_in_inbox(app, user, msg_id, biz_code, &data)
+                            bus.copy_to_inbox(app, user, msg_id, biz_code, &data)
                         })
                         .await;
                     }
@@ -154,7 +159,7 @@ impl Deliverer {
             Effect::NothingWaits { app, user } => {
                 let bus = self.bus.clone();
                 let emptied = async move {
-                    if let Err(error) = bus.empty_inbox(app, user, msg_id).await {
+                    if let Err(error) = bus.purge_inbox(app, user, msg_id).await {
                         warn!(%user, error = %chain(&error), "inbox not emptied, its messages end with their age");
                     }
                 };
@@ -207,12 +212,12 @@ impl Deliverer {
         (msg_id, because): (MsgId, MsgId),
         envelope: &Envelope,
         suffix: String,
-        trail: Option<&Trail>,
+        trace_context: Option<&TraceContext>,
     ) -> Option<Pending> {
-        let mut step = self.bus.step("fan out", trail);
-        step.note("qiyu.partition", || self.partition.to_string());
-        step.note("qiyu.gateway", || to.to_string());
-        let trail = step.trail();
+        let mut span = self.bus.start_span("fan out", trace_context);
+        span.set_attribute("qiyu.partition", || self.partition.to_string());
+        span.set_attribute("qiyu.gateway", || to.to_string());
+        let trace_context = span.trace_context();
         let bytes = match codec::encode(envelope) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -222,7 +227,8 @@ impl Deliverer {
         };
         self.metrics.envelopes.inc();
         let started = Instant::now();
-        let first = self.bus.hand_over(&to, msg_id, bytes.clone(), &suffix, trail.as_ref()).await;
+        let first =
+            self.bus.enqueue(&to, msg_id, bytes.clone(), &suffix, trace_context.as_ref()).await;
         let about = match *envelope {
             Envelope::Room { app, room, .. }
             | Envelope::RoomClosed { app, room, .. }
@@ -232,12 +238,12 @@ impl Deliverer {
         };
         let (bus, metrics, partition) = (self.bus.clone(), self.metrics.clone(), self.partition);
         let (all_skipped, handovers) = (Arc::clone(&self.skipped), self.handovers.clone());
-        let because = Some(because).filter(|because| *because != msg_id);
-        let note = move |to: &Incarnation, how| {
-            handovers.note(Handover { msg_id, to: Some(to.clone()), how, because });
+        let cause = Some(because).filter(|cause| *cause != msg_id);
+        let note = move |to: &Incarnation, kind| {
+            handovers.note(Dispatch { msg_id, to: Some(to.clone()), kind, cause });
         };
         let finish = async move {
-            let _until_it_is_stored = step;
+            let _until_it_is_stored = span;
             let mut outcome = match first {
                 Ok(ack) => ack.stored().await,
                 Err(error) => Err(error),
@@ -248,12 +254,12 @@ impl Deliverer {
                     Ok(()) => {
                         metrics.handed_over(started.elapsed());
                         debug!(%msg_id, gateway = %to, %partition, "envelope handed over");
-                        return note(&to, How::Stored);
+                        return note(&to, DispatchKind::Stored);
                     }
-                    Err(HandoverError::Full) => {
+                    Err(EnqueueError::Full) => {
                         // It is far behind; `prev` of a later envelope will send it to the log.
                         metrics.skipped.inc();
-                        note(&to, How::Full);
+                        note(&to, DispatchKind::Full);
                         warn!(gateway = %to, %msg_id, "gateway's queue is full, envelope skipped");
                         if let Some(about) = about {
                             let since = Instant::now();
@@ -262,11 +268,11 @@ impl Deliverer {
                         }
                         return;
                     }
-                    Err(HandoverError::Refused(error)) => {
+                    Err(EnqueueError::Refused(error)) => {
                         error!(gateway = %to, %msg_id, error = %chain(&*error), "envelope refused");
-                        return note(&to, How::Refused);
+                        return note(&to, DispatchKind::Refused);
                     }
-                    Err(HandoverError::Unconfirmed(_)) => {}
+                    Err(EnqueueError::Unconfirmed(_)) => {}
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(RETRY_MAX);
@@ -310,7 +316,7 @@ impl Deliverer {
         pending
     }
 
-    /// What the messages say: from the log, or from the inbox where the log has forgotten them.
+    /// Returns the contents of messages: from the log, or from the inbox if the log has expired them.
     pub(crate) async fn contents(
         &self,
         app: AppId,
@@ -358,12 +364,12 @@ async fn attempt(
     msg_id: MsgId,
     bytes: Bytes,
     suffix: &str,
-) -> Result<(), HandoverError> {
-    bus.hand_over(to, msg_id, bytes, suffix, None).await?.stored().await
+) -> Result<(), EnqueueError> {
+    bus.enqueue(to, msg_id, bytes, suffix, None).await?.stored().await
 }
 
-/// Until it works. What an owner that has lost its claim meanwhile still does
-/// is done twice, which changes nothing.
+/// Retries until it succeeds. An owner that has lost its claim meanwhile repeats
+/// work of its successor, which changes nothing.
 async fn keep_trying<T, E, F>(complaint: &str, mut work: impl FnMut() -> F) -> T
 where
     E: std::error::Error + 'static,

@@ -1,12 +1,12 @@
-//! The rules: from the events of one partition to what must be sent.
+//! The rules: from the events of one partition to the effects that follow from them.
 //!
 //! Pure, and a function of the log's prefix alone: every owner that folds the
 //! same events knows the same members and computes the same envelopes. That is
-//! what lets an owner die at any moment, and what lets anybody replay a room.
+//! why an owner may die at any moment, and why a room can be replayed.
 //!
-//! Here is what a fold knows, as far as several parts look at it, and which event
-//! is whose. Each part has the rules about one thing, and what only it remembers:
-//! begin with `rooms` and `members`.
+//! This file holds the state that several rules share, and `apply`, which passes
+//! each event to its rule. Each file of `fold/` holds one rule and the state that
+//! only this rule uses: begin with `rooms` and `members`.
 
 mod gateways;
 mod measures;
@@ -20,14 +20,16 @@ mod users;
 
 #[cfg(test)]
 mod partition;
+#[cfg(test)]
+mod snapshot_bytes;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use qiyu_schema::{
-    AppId, ConnId, GatewayId, Incarnation, MsgId, RoomId, UserId,
+    AppId, ConnId, GatewayId, Incarnation, MsgId, Namespace, RoomId, UserId,
     envelope::Envelope,
     event::{Event, Record},
-    measure::{MeasureEntry, Taken},
+    sanction::{Sanction, SanctionEntry},
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,129 +42,84 @@ use self::{
     users::User,
 };
 
-/// What folding an event asks its owner to do, in this order.
+/// An action that applying an event requires of the owner. The order matters.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Hand an envelope to a gateway.
-    Deliver {
-        /// To which life of which gateway.
-        to: Incarnation,
-        /// What.
-        envelope: Envelope,
-    },
-    /// Send what waits for a user to a connection that has just logged in:
-    /// the contents lie in the log or the inbox.
+    /// Enqueue an envelope for a gateway.
+    Deliver { to: Incarnation, envelope: Envelope },
+    /// Send a user's pending direct messages to a connection that has just logged
+    /// in: their contents lie in the log or the inbox.
     DeliverWaiting {
-        /// Where the connection is.
         to: Incarnation,
-        /// Where.
         app: AppId,
-        /// Whose.
         user: UserId,
-        /// Which connection.
         connection: ConnId,
-        /// What waits, oldest first.
+        /// The pending messages, oldest first.
         msg_ids: Vec<MsgId>,
     },
     /// Send a room message again to connections that came back for it: its
     /// content lies in the log.
     Repeat {
-        /// To which life of which gateway.
         to: Incarnation,
-        /// Where.
         app: AppId,
-        /// Which room.
         room: RoomId,
-        /// Which message.
         msg_id: MsgId,
         /// Copies sent before.
         sends: u32,
         /// Which connections, if they are not the sender's.
         connections: Vec<ConnId>,
     },
-    /// Copy a 1:1 message to the inbox, which outlives the log: nobody is there.
-    KeepForLater {
-        /// Where.
-        app: AppId,
-        /// For whom.
-        user: UserId,
-        /// What it is about.
-        biz_code: i32,
-        /// Its data.
-        data: String,
-    },
-    /// Copy 1:1 messages to the inbox that were sent to connections which are
-    /// all gone now; their contents lie in the log.
-    KeepUnread {
-        /// Where.
-        app: AppId,
-        /// For whom.
-        user: UserId,
-        /// Which ones.
-        msg_ids: Vec<MsgId>,
-    },
-    /// Nothing waits for the user any more: the inbox can be emptied.
-    NothingWaits {
-        /// Where.
-        app: AppId,
-        /// For whom.
-        user: UserId,
-    },
-    /// The user's first session came.
-    CameOnline {
-        /// Where.
-        app: AppId,
-        /// Who.
-        user: UserId,
-    },
-    /// The user's last session went.
-    WentOffline {
-        /// Where.
-        app: AppId,
-        /// Who.
-        user: UserId,
-    },
+    /// Copy a direct message to the inbox, which outlives the log: its user is offline.
+    KeepForLater { app: AppId, user: UserId, biz_code: i32, data: String },
+    /// Copy direct messages to the inbox that were sent to connections which are
+    /// all closed now; their contents lie in the log.
+    KeepUnread { app: AppId, user: UserId, msg_ids: Vec<MsgId> },
+    /// The user has no pending messages any more: the inbox can be purged.
+    NothingWaits { app: AppId, user: UserId },
+    /// The user's first session began.
+    CameOnline { app: AppId, user: UserId },
+    /// The user's last session ended.
+    WentOffline { app: AppId, user: UserId },
 }
 
-/// Everything the events of one partition have established.
+/// The state that follows from the events of one partition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Fold {
     rooms: HashMap<(AppId, RoomId), Room>,
     users: HashMap<(AppId, UserId), User>,
     gateways: HashMap<GatewayId, Lives>,
-    /// What users have named, so that the same name again is known again.
-    /// `None`: what the server API has.
-    sent: HashMap<(AppId, Option<UserId>), VecDeque<Sent>>,
-    /// Measures against users in the whole app.
+    /// The client message ids of each sender, by which duplicates are found.
+    sent: HashMap<(AppId, Namespace), VecDeque<Sent>>,
+    /// Sanctions against users in the whole app.
     #[serde(default)]
-    measures: HashMap<(AppId, UserId), MeasureEntry>,
-    /// Rooms whose counts may have changed; not part of the truth.
+    measures: HashMap<(AppId, UserId), SanctionEntry>,
+    /// Rooms whose counts may have changed; not part of a snapshot.
     #[serde(skip)]
     stirred: HashSet<(AppId, RoomId)>,
 }
 
-/// How a room stands.
+/// The state of a room.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Room {
     anchor: Option<UserId>,
     closed: Option<Closed>,
     gateways: BTreeMap<Incarnation, Members>,
-    /// Connections of each user inside, through whatever gateway.
+    /// The number of connections each user has in the room, over all gateways.
     inside: HashMap<UserId, u32>,
     good_num: u64,
-    /// The most users that were ever inside at once.
+    /// The largest number of users that were in the room at once.
     #[serde(default)]
     peak: u64,
     /// Members of gateways that died a short while ago.
     departed: Vec<Departed>,
-    /// Messages kept a while for users who may come back.
+    /// Unacknowledged messages, kept a minute for users that may return.
     owed: HashMap<UserId, Vec<Owed>>,
-    /// Since when the anchor is gone, who was inside before.
+    /// Since when the anchor is absent, if it was in the room before.
     #[serde(default)]
     anchor_gone_ms: Option<u64>,
-    /// Measures against users in this room.
+    /// Sanctions against users in this room.
     #[serde(default)]
-    measures: HashMap<UserId, MeasureEntry>,
+    measures: HashMap<UserId, SanctionEntry>,
 }
 
 /// One gateway's connections in one room.
@@ -178,12 +135,12 @@ struct Members {
 struct Member {
     user: UserId,
     joined: MsgId,
-    /// It asked for what it had missed, and so needs no copies of that.
+    /// It requested the missed messages itself, and so needs no retry of them.
     resumed: bool,
 }
 
 impl Fold {
-    /// Folds the event stored as `msg_id`.
+    /// Applies the event stored as `msg_id`, and returns the effects of it.
     ///
     /// Returns `None` for a kind this build does not know: the event is set
     /// aside and the partition goes on.
@@ -224,14 +181,14 @@ impl Fold {
                 Vec::new()
             }
             Event::BusinessSent { .. } => Vec::new(), // an integrator's consumer acts upon it
-            Event::ContentRefused { .. } => Vec::new(), // nobody hears it
-            Event::MeasureTaken { app, room, user, measure, until_ms, reason, by } => {
-                let taken = Taken { msg_id, at_ms, until_ms, reason, by };
-                self.measures_of(app, room, user).map(|entry| entry.take(measure, taken));
+            Event::ContentRefused { .. } => Vec::new(), // no client receives it
+            Event::SanctionImposed { app, room, user, sanction, until_ms, reason, by } => {
+                let taken = Sanction { msg_id, at_ms, until_ms, reason, by };
+                self.measures_of(app, room, user).map(|entry| entry.impose(sanction, taken));
                 Vec::new() // gateways enforce it
             }
-            Event::MeasureLifted { app, room, user, measure, .. } => {
-                self.measures_of(app, room, user).map(|entry| entry.lift(measure, msg_id));
+            Event::SanctionLifted { app, room, user, sanction, .. } => {
+                self.measures_of(app, room, user).map(|entry| entry.lift(sanction, msg_id));
                 Vec::new()
             }
             Event::Unacknowledged { app, room, gateway, messages, keep } => {
@@ -243,7 +200,7 @@ impl Fold {
         Some(effects)
     }
 
-    /// Forgets what can matter to nobody any more at `at_ms`.
+    /// Removes state that can have no effect any more at `at_ms`.
     pub fn forget(&mut self, at_ms: u64) {
         self.forget_names(at_ms);
         self.forget_waiting(at_ms);
@@ -276,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_survey_does_not_see_who_has_forgotten_more() {
+    fn a_survey_does_not_depend_on_how_much_was_forgotten() {
         let mut log = Partition::default();
         let (a, b) = (gateway("a", 1), gateway("b", 1));
         let survey = |fold: &Fold, at_ms| fold.survey(at_ms, None, usize::MAX).0;
@@ -297,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_of_the_future_is_set_aside() {
+    fn an_event_of_an_unknown_kind_is_not_applied() {
         let record = Record { v: 9, at_ms: 0, event: Event::Unknown };
         assert_eq!(Fold::default().apply(MsgId::at(1), record), None);
     }

@@ -1,4 +1,4 @@
-//! Where most is said: the rooms with the most messages of the last seconds.
+//! The hottest rooms: those with the most messages of the last seconds.
 //!
 //! Counted in a table of fixed size, however many rooms there are: a room that
 //! is not in it takes the place of the one with the fewest messages, and starts

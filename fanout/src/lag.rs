@@ -1,4 +1,4 @@
-//! How far an owner is behind what is being written.
+//! The lag of an owner behind the end of the log.
 
 use std::time::Duration;
 

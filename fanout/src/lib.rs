@@ -1,9 +1,9 @@
-//! The fold of the log: who must hear a message, and through which gateway.
+//! The fold of the log: which gateways must receive a message, and in which order.
 //!
 //! **Owns** partitions of the log, one owner each: the fold of its events,
 //! how far it has come, its snapshots.
 //!
-//! **Never** touches a socket, never lists the users of a room to anybody:
+//! **Never** touches a socket, never sends a room's user list to a gateway:
 //! a gateway gets one envelope and knows its own members.
 //!
 //! **Reads** `IM_IN`, buckets `workers`, `claims`, `positions`; `IM_SNAP`, `IM_INBOX`.

@@ -1,4 +1,4 @@
-//! What fan-out counts.
+//! The metrics of fan-out.
 
 use std::{sync::atomic::AtomicU64, time::Duration};
 
@@ -28,7 +28,7 @@ pub(crate) struct Metrics {
     pub(crate) snapshots: Counter,
     /// Hand-overs that are not in the ledger.
     pub(crate) handovers_unrecorded: Counter,
-    /// Partitions nobody owns, as far as this process knows.
+    /// Partitions without an owner, as far as this process knows.
     pub(crate) unowned: Gauge,
     /// How far each partition owned here is behind.
     lags: Family<PartitionLabel, Gauge<f64, AtomicU64>>,

@@ -1,4 +1,5 @@
-//! One partition's loop: read, fold, hand over, record how far.
+//! The owner of one partition: reads events, applies them, dispatches the effects,
+//! records the position.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,18 +14,18 @@ use qiyu_nats::{
     bucket::BucketError,
     chain,
     lease::Lease,
-    log::{Dead, LogEntry, LogReader, ReadError},
+    log::{DeadLetterReason, LogEntry, LogReader, ReadError},
     position::{self, Claim, Position},
-    service::Answering,
+    service::CommandService,
     stream::BucketName,
-    trail::Trail,
+    trace_context::TraceContext,
 };
 use qiyu_schema::{
     AppId, Partition, RoomId,
     codec::{self, DecodeError},
-    command::{CloseAbandoned, LIVING, ListMembers, ListWaiting, Members},
+    command::{CloseAbandoned, LIVING_GROUP, ListMembers, ListPendingMessages, Members},
     event::Event,
-    ledger::{Handover, How},
+    ledger::{Dispatch, DispatchKind},
     subject,
 };
 use tokio::{
@@ -50,11 +51,11 @@ use crate::{
 
 /// How often the position is recorded, if it has moved.
 const RECORD_EVERY: Duration = Duration::from_millis(100);
-/// And after how many events at the latest: what a successor repeats at most, in order.
+/// And after how many events at the latest: a successor repeats at most these, in order.
 const RECORD_EVENTS: u64 = 256;
-/// A lag below this is nobody's business.
+/// A lag below this is not reported.
 const LAG_TOLD_FROM: Duration = Duration::from_millis(250);
-/// Between attempts to read the log anew.
+/// Pause between attempts to reopen the log reader.
 const REOPEN_EVERY: Duration = Duration::from_millis(200);
 /// How long a room's closing may take before the other chores go on.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
@@ -62,39 +63,34 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 const MEMBERS_MAX: usize = 1000;
 /// Abandoned rooms closed in one go.
 const CLOSE_MAX: usize = 16;
-/// How long a hand-over waits for what is under way. Longer than an election.
+/// How long a release waits for unconfirmed envelopes. Longer than an election.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why an owner stopped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum End {
-    /// Asked to, everything handed over and recorded.
+    /// It was released, with every envelope stored and the position recorded.
     #[error("handed over")]
     HandedOver,
     /// The worker's lease is too old to act on.
     #[error("the worker's lease was not renewed in time")]
     Fenced,
-    /// Somebody else records positions of this partition.
+    /// Another owner records positions of this partition.
     #[error("another owner has recorded a position")]
     Superseded,
     /// The log could not be read on.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// What was folded once cannot be had again.
+    /// The fold could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The log did not give all there must be.
+    /// The log returned fewer events than the recorded position requires.
     #[error("the log of {partition} was not read up to its recorded position {recorded}")]
-    Incomplete {
-        /// Which one.
-        partition: Partition,
-        /// Where it should have come to.
-        recorded: u64,
-    },
+    Incomplete { partition: Partition, recorded: u64 },
     /// The recorded position is of a newer build.
     #[error("read the recorded position")]
     Unreadable(#[from] DecodeError),
-    /// It could not be asked.
+    /// The query endpoint could not be started.
     #[error("listen for questions")]
     Questions(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The position could not be read or written.
@@ -102,11 +98,11 @@ pub(crate) enum End {
     Position(#[from] BucketError),
 }
 
-/// A partition about to be owned: its fold as of `folded`, which may lie before `recorded`.
+/// A partition loaded for a new owner: its fold as of `folded`, which may lie before `recorded`.
 pub(crate) struct Prepared {
     pub(crate) partition: Partition,
     pub(crate) fold: Fold,
-    /// Where its snapshot stands; 0: there is none.
+    /// The position of its snapshot; 0: there is none.
     base: u64,
     /// The last event in the fold.
     pub(crate) folded: u64,
@@ -115,7 +111,7 @@ pub(crate) struct Prepared {
     revision: u64,
 }
 
-/// Reads where a partition stands, and the snapshot nearest before.
+/// Reads the recorded position of a partition, and the newest snapshot before it.
 pub(crate) async fn prepare(bus: &Bus, partition: Partition) -> Result<Prepared, End> {
     let slot = bus.bucket(BucketName::Positions).read(&position::key(partition)).await?;
     let recorded = match slot.value.as_deref().map(codec::decode::<Position>) {
@@ -155,11 +151,11 @@ pub(crate) async fn catch_up(bus: &Bus, prepared: &mut [Prepared]) -> Result<(),
             p.folded = entry.seq;
         }
         if until <= entry.seq {
-            break; // nobody needs more
+            break; // every fold has its position
         }
     }
-    // Whoever has not seen the very event that was recorded has missed
-    // something, unless the log itself no longer knows it.
+    // A fold that has not seen the recorded event itself has missed events,
+    // unless the log no longer holds that event.
     let (first, _) = bus.log_bounds().await?;
     for p in by_partition.into_values().filter(|p| p.folded < p.recorded) {
         if first <= p.recorded {
@@ -173,15 +169,15 @@ pub(crate) async fn catch_up(bus: &Bus, prepared: &mut [Prepared]) -> Result<(),
 /// How long the next event may take while catching up.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What every owner of a process works with.
+/// The dependencies that all owners of a process share.
 #[derive(Clone)]
 pub(crate) struct Means {
     pub(crate) metrics: Metrics,
     pub(crate) heat: Heat,
     pub(crate) tasks: TaskTracker,
-    pub(crate) answering: Answering,
+    pub(crate) answering: CommandService,
     pub(crate) handovers: Handovers,
-    /// How long an anchor may be gone. `None`: for ever.
+    /// How long an anchor may be absent. `None`: without limit.
     pub(crate) anchor_grace: Option<Duration>,
 }
 
@@ -194,19 +190,19 @@ pub(crate) struct Owner {
     metrics: Metrics,
     heat: Heat,
     tasks: TaskTracker,
-    answering: Answering,
+    answering: CommandService,
     deliverer: Deliverer,
     viewers: Arc<Mutex<Viewers>>,
     anchor_grace: Option<Duration>,
     telling: Option<JoinHandle<()>>,
     fold: Fold,
     folded: u64,
-    /// The latest time any of its events names: the fold's only clock.
+    /// The latest time in any of its events: the only clock of the fold.
     folded_ms: u64,
     recorded: u64,
     revision: u64,
-    /// For each thing under way, in order, the event before the one it belongs
-    /// to: everything up to there is handed over once this is the first.
+    /// For each unconfirmed effect, in order, the event before the one it belongs
+    /// to: everything up to there is confirmed once this is the first.
     open: VecDeque<u64>,
     under_way: FuturesOrdered<BoxFuture<'static, ()>>,
     lag: Lag,
@@ -252,15 +248,15 @@ impl Owner {
             under_way: FuturesOrdered::new(),
             lag: Lag::default(),
             lag_told: false,
-            // What was caught up since the snapshot counts: otherwise a partition
-            // that falls quiet now would be forgotten with its log.
+            // Events applied since the snapshot count: otherwise the state of a
+            // partition that falls quiet now would expire with its log.
             events_since_snapshot: recorded.saturating_sub(base),
             snapshot_time: Instant::now(),
             snapshot: None,
         }
     }
 
-    /// Until `hand_over`, or until it must not act any more.
+    /// Runs until `hand_over` is cancelled or the owner must stop acting.
     pub(crate) async fn run(mut self, hand_over: CancellationToken) -> End {
         let owned = self.own(hand_over).await;
         self.metrics.has_left(self.partition);
@@ -271,7 +267,7 @@ impl Owner {
     }
 
     async fn own(&mut self, hand_over: CancellationToken) -> Result<(), End> {
-        // Whoever owns the partition answers for it, and nobody else.
+        // Only the owner of the partition answers queries about it.
         let asked = CancellationToken::new();
         let _until_here = asked.clone().drop_guard();
         let (partition, deliverer) = (self.partition, &self.deliverer);
@@ -288,7 +284,7 @@ impl Owner {
         loop {
             tokio::select! {
                 biased;
-                () = hand_over.cancelled() => break, // first: somebody waits for us to stop
+                () = hand_over.cancelled() => break, // first: a successor waits for the release
                 Some(()) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.open.pop_front(); // confirmed work makes room for new work
                     self.lag.under_way(!self.open.is_empty(), true);
@@ -315,7 +311,7 @@ impl Owner {
                             continue;
                         }
                     };
-                    self.take(entry, reader.take_trail()).await;
+                    self.take(entry, reader.take_trace_context()).await;
                     if RECORD_EVENTS <= self.confirmed().saturating_sub(self.recorded) {
                         self.record().await?;
                     }
@@ -325,7 +321,7 @@ impl Owner {
         self.finish().await
     }
 
-    /// A reader from where the fold stands, as soon as there is one to be had.
+    /// Opens a reader after the last applied event, and retries until it succeeds.
     async fn reopened(&mut self) -> Result<LogReader, End> {
         loop {
             self.check_lease()?;
@@ -341,11 +337,11 @@ impl Owner {
     }
 
     fn answer(&self, question: Question) {
-        // Whoever asked may have stopped waiting.
+        // The caller may have stopped waiting.
         match question {
-            Question::Sent { app, user, name, answer } => {
+            Question::Sent { app, namespace, name, answer } => {
                 let now_ms = qiyu_nats::now_ms();
-                answer.send(self.fold.find_sent(app, user, &name, now_ms)).ok();
+                answer.send(self.fold.find_sent(app, namespace, &name, now_ms)).ok();
             }
             Question::Members { asked, answer } => {
                 let ListMembers { app, room, after, limit } = asked;
@@ -357,15 +353,15 @@ impl Owner {
                 answer.send(Members { users, total, has_next }).ok();
             }
             Question::Copy { answer } => drop(answer.send((self.folded, self.fold.clone()))),
-            Question::Waiting { asked, answer } => {
-                let ListWaiting { app, user, after, limit } = asked;
+            Question::Pending { asked, answer } => {
+                let ListPendingMessages { app, user, after, limit } = asked;
                 let limit = usize::try_from(limit).unwrap_or(1).clamp(1, 100);
                 answer.send(self.fold.waiting(app, user, after, limit)).ok();
             }
         }
     }
 
-    async fn take(&mut self, entry: LogEntry, trail: Option<Trail>) {
+    async fn take(&mut self, entry: LogEntry, trace_context: Option<TraceContext>) {
         self.metrics.events.inc();
         self.lag.read(&entry, qiyu_nats::now_ms());
         let msg_id = entry.msg_id();
@@ -378,15 +374,15 @@ impl Owner {
                 let is_message = is_message(&record.event);
                 let effects = self.fold.apply(msg_id, record);
                 if is_message && !effects.iter().flatten().any(is_delivery) {
-                    let (to, how, because) = (None, How::Nobody, None);
-                    self.deliverer.handovers.note(Handover { msg_id, to, how, because });
+                    let (to, kind, cause) = (None, DispatchKind::NoRecipient, None);
+                    self.deliverer.handovers.note(Dispatch { msg_id, to, kind, cause });
                 }
                 effects
             }
             Err(error) => {
                 error!(%msg_id, subject = %entry.subject, error = %chain(&error), "undecodable event set aside");
                 self.metrics.dead.inc();
-                self.bus.bury(&entry, Dead::Decode).await;
+                self.bus.dead_letter(&entry, DeadLetterReason::Decode).await;
                 Some(Vec::new())
             }
         };
@@ -395,11 +391,11 @@ impl Owner {
         let Some(effects) = effects else {
             error!(%msg_id, subject = %entry.subject, "event of a newer kind set aside; upgrade qiyu");
             self.metrics.dead.inc();
-            self.bus.bury(&entry, Dead::UnknownKind).await;
+            self.bus.dead_letter(&entry, DeadLetterReason::UnknownKind).await;
             return;
         };
         for effect in effects {
-            for pending in self.deliverer.begin(msg_id, effect, trail.as_ref()).await {
+            for pending in self.deliverer.begin(msg_id, effect, trace_context.as_ref()).await {
                 self.open.push_back(before);
                 self.under_way.push_back(pending.boxed());
             }
@@ -407,8 +403,8 @@ impl Owner {
         self.lag.under_way(!self.open.is_empty(), false);
     }
 
-    /// What is done once a second. Not awaited, because it must not delay what
-    /// is being sent; not again before the last time is done, either.
+    /// Starts the periodic work of each second. It is not awaited, because it must
+    /// not delay envelopes; the next run waits until the last one is done.
     fn do_chores(&mut self) {
         if self.telling.as_ref().is_some_and(|telling| !telling.is_finished()) {
             return;
@@ -425,8 +421,8 @@ impl Owner {
         }));
     }
 
-    /// Rooms to be closed because their anchor does not come back. Asked of the
-    /// fold each second, so whoever owns the partition by then closes them.
+    /// Returns rooms to close because their anchor did not return. The fold is
+    /// queried each second, so the current owner of the partition closes them.
     fn abandoned(&self) -> Vec<(AppId, RoomId)> {
         let Some(grace) = self.anchor_grace else { return Vec::new() };
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
@@ -434,7 +430,7 @@ impl Owner {
         self.fold.abandoned(since_ms).take(CLOSE_MAX).collect()
     }
 
-    /// Once a second while behind, and once more when that is over.
+    /// Reports the lag once a second while behind, and once more when that is over.
     async fn tell_lag(&mut self) {
         let behind = self.lag.behind();
         self.metrics.is_behind(self.partition, behind);
@@ -445,8 +441,8 @@ impl Owner {
         self.lag_told = worth_telling;
     }
 
-    /// Everything up to here is handed over for certain. Always an event of this
-    /// partition: whoever catches up waits to see the very one that is recorded.
+    /// Returns the last event up to which every envelope is confirmed. It is always
+    /// an event of this partition: a catch-up waits to see the recorded event itself.
     fn confirmed(&self) -> u64 {
         self.open.front().copied().unwrap_or(self.folded)
     }
@@ -461,7 +457,7 @@ impl Owner {
         let bucket = self.bus.bucket(BucketName::Positions);
         match bucket.set_if(&position::key(self.partition), self.revision, value, None).await {
             Ok(revision) => (self.revision, self.recorded) = (revision, seq),
-            Err(BucketError::Changed { .. }) => return Err(End::Superseded),
+            Err(BucketError::Conflict { .. }) => return Err(End::Superseded),
             // Not recorded is only not recorded yet. If it was after all, the next
             // attempt is refused and we start again from where it says.
             Err(error) => {
@@ -515,10 +511,13 @@ fn is_delivery(effect: &Effect) -> bool {
     matches!(effect, Effect::Deliver { .. })
 }
 
-/// A room that could not be closed now is asked for again in a second.
+/// Closes abandoned rooms. One that could not be closed is retried in a second.
 async fn close_abandoned(bus: &Bus, rooms: Vec<(AppId, RoomId)>) {
     for (app, room) in rooms {
-        match bus.ask_within(LIVING, &CloseAbandoned { app, room }, CLOSE_PATIENCE).await {
+        match bus
+            .request_with_timeout(LIVING_GROUP, &CloseAbandoned { app, room }, CLOSE_PATIENCE)
+            .await
+        {
             Ok(()) => info!(%app, %room, "the anchor is gone for too long, room closed"),
             Err(error) => {
                 return debug!(%app, %room, error = %chain(&error), "abandoned room not closed yet");
@@ -527,7 +526,7 @@ async fn close_abandoned(bus: &Bus, rooms: Vec<(AppId, RoomId)>) {
     }
 }
 
-/// Cancel-safe: what has been taken from the reader is returned at once.
+/// Reads the next entry. Cancel-safe: an entry taken from the reader is returned at once.
 async fn read(reader: &mut LogReader) -> Result<LogEntry, ReadError> {
     reader.next().await
 }

@@ -4,7 +4,7 @@
 use qiyu_nats::{
     Bus,
     bucket::BucketError,
-    log::{From, ReadError},
+    log::{ReadError, ReadFrom},
 };
 use qiyu_schema::{AppId, Partition, subject};
 
@@ -76,7 +76,7 @@ pub async fn measures_at(
     position: u64,
 ) -> Result<Fold, PastError> {
     let (base, mut fold) = base(bus, partition, position).await?;
-    let filter = subject::user_measures_in(partition, app);
+    let filter = subject::user_sanctions_in(partition, app);
     follow(bus, partition, filter, base, position, &mut fold).await?;
     Ok(fold)
 }
@@ -116,7 +116,7 @@ pub async fn snapshots(bus: &Bus, partition: Partition) -> Result<Vec<u64>, Past
     listed.map_err(|error| PastError::Snapshot { partition, position: 0, source: error.into() })
 }
 
-/// What the snapshot at exactly `position` says; `None`: it cannot be read (any more).
+/// The fold of the snapshot at exactly `position`; `None`: it cannot be read (any more).
 ///
 /// # Errors
 ///
@@ -162,18 +162,16 @@ async fn follow(
     if until <= after {
         return Ok(());
     }
-    let mut reader = bus.read_history(vec![filter], From::After(after)).await.map_err(failed)?;
-    let mut pending = reader.pending_at_start();
-    while 0 < pending {
-        let entry = reader.next().await.map_err(failed)?;
+    let reader = bus.read_history(vec![filter], ReadFrom::After(after)).await.map_err(failed)?;
+    let mut reader = reader.to_present_end();
+    while let Some(entry) = reader.next().await.map_err(failed)? {
         if until < entry.seq {
             break;
         }
-        // What cannot be read was set aside by whoever owned the partition, too.
+        // An unreadable event was set aside by the owner of the partition, too.
         if let Ok(record) = entry.record() {
             fold.apply(entry.msg_id(), record);
         }
-        pending = entry.pending;
     }
     reader.close().await;
     Ok(())

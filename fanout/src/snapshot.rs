@@ -1,5 +1,5 @@
 //! Snapshots of the fold: so that taking over a partition does not mean
-//! reading its whole log, and so that what the log has forgotten is known still.
+//! reading its whole log, and so that state that the log has expired is kept.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(crate) const SNAPSHOT_EVENTS: u64 = 20_000;
 /// Or after this long, if anything happened.
 pub(crate) const SNAPSHOT_EVERY: Duration = Duration::from_secs(60);
 
-/// The newest snapshots kept, whatever their age.
+/// The newest snapshots kept, at any age.
 const NEWEST_KEPT: usize = 3;
 /// Of the older ones, one in each of these is kept as long as the log reaches.
 const THINNED_TO_MS: u64 = 3600 * 1000;
@@ -91,7 +91,7 @@ pub(crate) async fn newest(bus: &Bus, partition: Partition) -> Result<Option<u64
     Ok(decoded(slot.value.as_deref()).last().map(|head| head.position))
 }
 
-/// Writes `fold` as of `position`, then forgets what is not needed any more.
+/// Writes `fold` as of `position`, then removes snapshots that are not needed any more.
 pub(crate) async fn save(
     bus: Bus,
     partition: Partition,
@@ -140,14 +140,14 @@ async fn record(bus: &Bus, partition: Partition, head: Head) -> Result<Vec<Head>
         let value = codec::encode(&kept).expect("plain data encodes");
         match bucket.set_if(&key, slot.revision, value, None).await {
             Ok(_) => return Ok(forgotten),
-            Err(BucketError::Changed { .. }) => {}
+            Err(BucketError::Conflict { .. }) => {}
             Err(error) => return Err(error),
         }
     }
 }
 
 /// Keeps the newest few, one an hour of the others, and always the newest one
-/// that lies before the log's first event: it *is* what the log has forgotten.
+/// that lies before the log's first event: it *is* the state that the log has expired.
 fn thin(heads: Vec<Head>, log_first: u64) -> (Vec<Head>, Vec<Head>) {
     let base = heads.iter().rposition(|head| head.position < log_first).unwrap_or(0);
     let newest = heads.len().saturating_sub(NEWEST_KEPT);

@@ -1,13 +1,13 @@
-//! A room as a fold knows it, for people and tools to look at.
+//! The state of a room in a fold, for the tools that show it.
 
-use qiyu_schema::{ConnId, Incarnation, MsgId, UserId, measure::MeasureEntry, room::RoomCounts};
+use qiyu_schema::{ConnId, Incarnation, MsgId, UserId, room::RoomCounts, sanction::SanctionEntry};
 
-/// Everything a fold knows of one room that somebody may ask about.
+/// The state of one room in a fold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RoomState {
-    /// Whose room. `None`: its opening is not in the log.
+    /// `None`: the opening of the room is not in the log.
     pub anchor: Option<UserId>,
-    /// Since when the anchor, who was inside before, is not; ms since 1970.
+    /// Since when the anchor is absent, if it was in the room before; ms since 1970.
     pub anchor_gone_ms: Option<u64>,
     /// The closing's place in the log and its writer's time. `None`: it is open.
     pub closed: Option<(MsgId, u64)>,
@@ -17,15 +17,13 @@ pub struct RoomState {
     pub counts: RoomCounts,
     /// Measures against users in this room, in the order of user ids; those that
     /// are over are kept for a while.
-    pub measures: Vec<(UserId, MeasureEntry)>,
+    pub measures: Vec<(UserId, SanctionEntry)>,
 }
 
 /// A connection inside a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Whose.
     pub user: UserId,
-    /// Which life of which gateway holds it.
     pub gateway: Incarnation,
     /// Its number there.
     pub connection: ConnId,

@@ -34,7 +34,7 @@ pub(crate) struct Changed {
     gateways: Vec<Incarnation>,
 }
 
-/// What was last told of each room of one partition.
+/// The counts last published for each room of one partition.
 pub(crate) struct Viewers {
     bucket: Bucket,
     told: HashMap<(AppId, RoomId), RoomCounts>,
@@ -45,7 +45,7 @@ impl Viewers {
         Self { bucket: bus.bucket(BucketName::Watch), told: HashMap::new() }
     }
 
-    /// What is to be told of rooms that may have changed.
+    /// Collects the counts of rooms that may have changed.
     pub(crate) fn of(fold: &Fold, rooms: HashSet<(AppId, RoomId)>) -> Vec<Changed> {
         let changed = |(app, room)| {
             let (counts, gateways) = (fold.counts(app, room), fold.gateways_of(app, room));
@@ -54,7 +54,7 @@ impl Viewers {
         rooms.into_iter().map(changed).collect()
     }
 
-    /// Tells what has changed since the last time.
+    /// Publishes the counts that have changed since the last time.
     pub(crate) async fn tell(&mut self, bus: &Bus, changed: Vec<Changed>) {
         for Changed { app, room, counts, gateways } in changed {
             let key = room::key(app, room);

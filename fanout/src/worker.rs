@@ -1,4 +1,5 @@
-//! Which partitions are ours: claims by compare-and-set, valid with our lease.
+//! The worker: claims its partitions by compare-and-set, valid with its lease,
+//! and runs an owner for each.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +12,7 @@ use qiyu_nats::{
     Bus,
     bucket::{BucketError, Mirror},
     chain,
-    lease::{Lease, LeaseError, LeaseTerms, Wanted},
+    lease::{Lease, LeaseError, LeaseRequest, LeaseTerms},
     position::Claim,
     stream::BucketName,
     vitals::FanoutVitals,
@@ -35,8 +36,8 @@ const TERMS: LeaseTerms = LeaseTerms {
     retry_every: Duration::from_millis(300),
 };
 
-/// Unrenewed for longer than this a worker sends nothing: its partitions may
-/// be somebody else's in a second.
+/// With a lease older than this a worker sends nothing: another worker may own
+/// its partitions in a second.
 pub(crate) const ACT_FOR: Duration = Duration::from_secs(4);
 const _: () = assert!(ACT_FOR.as_secs() < TERMS.ttl.as_secs());
 
@@ -48,7 +49,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(200);
 /// Settings of fan-out.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How long an anchor may be gone before the room is closed. `None`: for ever.
+    /// How long an anchor may be absent before its room is closed. `None`: without limit.
     pub anchor_grace: Option<Duration>,
 }
 
@@ -58,7 +59,7 @@ pub enum StartError {
     /// The worker's lease could not be taken.
     #[error("take the worker's lease")]
     Lease(#[source] LeaseError),
-    /// Owners could not be asked anything.
+    /// The query service of owners could not be started.
     #[error("announce the service qiyu-fanout")]
     Answer(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Workers or claims cannot be read.
@@ -75,7 +76,7 @@ pub struct Fanout {
     heat: Heat,
 }
 
-/// What the worker knows about everybody's partitions.
+/// The ownership of all partitions, as this worker knows it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Coverage {
     unowned: usize,
@@ -83,7 +84,7 @@ struct Coverage {
 }
 
 impl Fanout {
-    /// Joins the workers and takes up what falls to it.
+    /// Joins the workers and starts owners for its share.
     ///
     /// # Errors
     ///
@@ -103,7 +104,7 @@ impl Fanout {
         // The lease outlives `stop`: it covers the hand-over, then it is released.
         let lease_stop = CancellationToken::new();
         let (bucket, key, revision) = (BucketName::Workers, id.as_str(), 0);
-        let wanted = Wanted { bucket, key, revision, value, terms: TERMS };
+        let wanted = LeaseRequest { bucket, key, revision, value, terms: TERMS };
         let lease = Lease::take(bus, wanted, &tasks, lease_stop.clone()).await;
         let lease = lease.map_err(StartError::Lease)?;
         let follow = |name| {
@@ -113,7 +114,7 @@ impl Fanout {
         let workers = follow(BucketName::Workers).await?;
         let claims = follow(BucketName::Claims).await?;
         let answering = bus
-            .answering("qiyu-fanout", "What partition owners know", &tasks, stop.clone())
+            .command_service("qiyu-fanout", "What partition owners know", &tasks, stop.clone())
             .await
             .map_err(StartError::Answer)?;
         let (handovers, lines) = Handovers::new(metrics.clone());
@@ -153,7 +154,7 @@ impl Fanout {
         Ok(Self { tasks, lease, coverage, metrics, heat })
     }
 
-    /// Whether every partition has an owner and ours are at work.
+    /// Checks that every partition has an owner and that ours are running.
     ///
     /// # Errors
     ///
@@ -169,7 +170,7 @@ impl Fanout {
         }
     }
 
-    /// How it is, for those who look.
+    /// Returns the vitals of this process.
     pub fn vitals(&self) -> FanoutVitals {
         let ms = |behind: Duration| u64::try_from(behind.as_millis()).unwrap_or(u64::MAX);
         FanoutVitals {
@@ -181,7 +182,7 @@ impl Fanout {
         }
     }
 
-    /// Waits until it has handed everything over.
+    /// Waits until every partition is released.
     pub async fn stopped(self) {
         self.tasks.wait().await;
     }
@@ -222,10 +223,10 @@ impl Worker {
         self.lease.release().await;
     }
 
-    /// Takes up what falls to us, lets go what falls to others.
+    /// Starts owners for our partitions, and releases partitions of other workers.
     async fn rebalance(&mut self) {
         if ACT_FOR <= self.lease.age() {
-            return; // whatever we know may be old
+            return; // our view may be outdated
         }
         let mut live: HashSet<WorkerId> =
             self.workers.all().iter().filter_map(|(key, _)| key.parse().ok()).collect();
@@ -315,7 +316,7 @@ impl Worker {
         }
     }
 
-    /// Claims a partition that nobody living holds; also one we hold already.
+    /// Claims a partition that no live worker holds; true also for one we hold already.
     async fn claim_one(
         &self,
         partition: Partition,
@@ -328,7 +329,7 @@ impl Worker {
             Some(holder) if holder == self.claim => return Ok(true),
             Some(holder) if live.contains(&holder.worker) => return Ok(false),
             Some(holder) => {
-                // The mirror says it is dead; only the leader's word counts.
+                // The mirror shows no lease; only a read from the leader is certain.
                 let workers = self.bus.bucket(BucketName::Workers);
                 if workers.read(holder.worker.as_str()).await?.value.is_some() {
                     return Ok(false);
@@ -339,7 +340,7 @@ impl Worker {
         let value = codec::encode(&self.claim).expect("plain data encodes");
         match bucket.set_if(&key, slot.revision, value, None).await {
             Ok(_) => Ok(true),
-            Err(BucketError::Changed { .. }) => Ok(false),
+            Err(BucketError::Conflict { .. }) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -358,7 +359,7 @@ impl Worker {
         self.owners.insert(partition, Running { hand_over, task });
     }
 
-    /// Owners that ended by themselves: their partitions are free to be taken up again.
+    /// Removes owners that stopped by themselves: their partitions can be started again.
     async fn settle_ended(&mut self) {
         let ended: Vec<Partition> = self
             .owners
@@ -381,7 +382,7 @@ impl Worker {
         }
     }
 
-    /// Finishes partitions and gives their claims up, so that others need not wait for the lease.
+    /// Releases partitions and their claims, so that other workers need not wait for the lease.
     async fn let_go(&mut self, partitions: Vec<Partition>) {
         let mut leaving = Vec::new();
         for partition in partitions {
@@ -396,7 +397,7 @@ impl Worker {
                 Ok(end) => warn!(%partition, %end, "partition not handed over in order"),
                 Err(error) => warn!(%partition, error = %chain(&error), "owner broke down"),
             }
-            // However it ended, nobody acts under this claim any more.
+            // In every case no owner acts under this claim any more.
             self.give_up(partition).await;
         }
     }
@@ -417,8 +418,8 @@ impl Worker {
     }
 }
 
-/// Rendezvous hashing: each partition's home among the living; when one comes
-/// or goes, only its own share moves.
+/// Returns a partition's worker by rendezvous hashing: when a worker comes or goes,
+/// only its own share moves.
 fn home(partition: Partition, live: &HashSet<WorkerId>) -> &WorkerId {
     let weight = |worker: &&WorkerId| (weight(partition, worker), worker.as_str().to_owned());
     live.iter().max_by_key(weight).expect("we are among the living ourselves")

@@ -11,9 +11,9 @@ use prometheus_client::registry::Registry;
 use qiyu_fanout::{Config, Fanout};
 use qiyu_nats::{
     Bus, BusConfig, Profile,
-    bucket::Slot,
-    log::{APPEND_DEADLINE, Condition},
-    server::{ChildServer, Guard, find},
+    bucket::KvEntry,
+    log::{APPEND_DEADLINE, AppendCondition},
+    server::{ChildGuard, ChildServer, find},
     stream::BucketName,
 };
 use qiyu_schema::{
@@ -41,7 +41,7 @@ async fn a_partition_with_a_long_log_is_taken_over_as_fast_as_a_new_one() {
     let directory = tempfile::tempdir().unwrap();
     let binary = find(None, &mut |_| {}).unwrap();
     let path = directory.path();
-    let (durability, guard) = (Profile::Default, Guard::Drop);
+    let (durability, guard) = (Profile::Default, ChildGuard::Drop);
     let server = ChildServer::start(&binary, path, durability, &guard, &mut |_| {}).await.unwrap();
     let config = BusConfig {
         url: server.url().clone(),
@@ -66,7 +66,7 @@ async fn a_partition_with_a_long_log_is_taken_over_as_fast_as_a_new_one() {
     let (with_snapshot, fanout, stop) = taken_over(&bus).await;
     stop.cancel();
     fanout.stopped().await;
-    let Slot { revision, .. } = snapshots(&bus).await;
+    let KvEntry { revision, .. } = snapshots(&bus).await;
     let heads = bus.bucket(BucketName::Positions);
     heads.remove_if(&format!("{}.snapshots", partition()), revision).await.unwrap();
     let (without, fanout, stop) = taken_over(&bus).await;
@@ -116,16 +116,16 @@ async fn fill(bus: &Bus, events: u64) -> u64 {
         let event = Event::RoomMessageSent { app: app(), room, sender, biz_code: 5555, data };
         async move {
             let subject = subject::room(app(), room, RoomKind::Msg);
-            let (record, any) = (Record::at(qiyu_nats::now_ms(), event), Condition::Any);
-            let appended = bus.append(subject, &record, &name, any, APPEND_DEADLINE).await?;
-            Ok::<_, qiyu_nats::log::AppendError>(appended.msg_id.seq())
+            let (record, any) = (Record::at(qiyu_nats::now_ms(), event), AppendCondition::Any);
+            let msg_id = bus.append(subject, &record, &name, any, APPEND_DEADLINE).await?;
+            Ok::<_, qiyu_nats::log::AppendError>(msg_id.seq())
         }
     });
     let last = appended.buffer_unordered(256).try_fold(0, async |last, seq| Ok(seq.max(last)));
     last.await.unwrap()
 }
 
-async fn snapshots(bus: &Bus) -> Slot {
+async fn snapshots(bus: &Bus) -> KvEntry {
     let key = format!("{}.snapshots", partition());
     bus.bucket(BucketName::Positions).read(&key).await.unwrap()
 }

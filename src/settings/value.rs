@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use qiyu_gateway::{MultiDevice, Silence};
+use qiyu_gateway::{MultiDevice, WebhookFailurePolicy};
 use qiyu_nats::Profile;
 use qiyu_schema::{AppId, Secret};
 use tracing_subscriber::EnvFilter;
@@ -120,10 +120,10 @@ pub(super) fn multi_device(text: &str) -> Result<MultiDevice, String> {
     }
 }
 
-pub(super) fn silence(text: &str) -> Result<Silence, String> {
+pub(super) fn silence(text: &str) -> Result<WebhookFailurePolicy, String> {
     match text {
-        "accept" => Ok(Silence::Accept),
-        "refuse" => Ok(Silence::Refuse),
+        "accept" => Ok(WebhookFailurePolicy::Accept),
+        "refuse" => Ok(WebhookFailurePolicy::Refuse),
         _ => Err("accept or refuse".to_owned()),
     }
 }

@@ -38,7 +38,7 @@ pub(crate) struct Reading {
 
 impl Reading {
     pub(crate) async fn take(bus: &Bus, gateways: &Gateways) -> anyhow::Result<Self> {
-        let vitals = bus.ask_vitals(PATIENCE).await.map_err(|error| anyhow!(error));
+        let vitals = bus.query_vitals(PATIENCE).await.map_err(|error| anyhow!(error));
         let mut vitals = vitals.context("ask everybody how they are")?;
         vitals.sort_by(|a, b| (&a.name, a.process).cmp(&(&b.name, b.process)));
         let mut leased = gateways.live();

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{APP, FAST, Nats, PATIENCE, Stack, eventually, packed};
+use crate::harness::{
+    APP, FAST, How, Nats, PATIENCE, Request, Room, Stack, eventually, fresh_id, packed,
+};
 
 const IMPATIENT: &[(&str, &str)] = &[("QIYU_ACK_WAIT", "1s"), ("QIYU_GATEWAY_ID", "tea-house")];
 
@@ -239,5 +241,50 @@ async fn nobody_who_ignores_everything_is_ever_said_to_have_it() {
         assert!(told.starts_with("Not known yet:"), "{told}");
         assert!(tokio::time::Instant::now() < deadline, "{told}");
     }
+    stack.stop().await;
+}
+
+/// Sends a message to the room as a server would, in the name of `from`; returns its msgId.
+async fn server_sends(stack: &Stack, room: &Room, from: u64, text: &str, key: &str) -> u64 {
+    let body = json!({ "roomId": room.0, "from": from, "content": text, "idempotencyKey": key });
+    let mut request = Request::post("/server/send", &[], How::Json);
+    request.body = body.to_string().into_bytes();
+    let reply = stack.sends(request.header("authorization", &format!("Bearer {KEY}"))).await;
+    let answer = reply.json();
+    answer["msgId"].as_str().and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
+}
+
+const KEY: &str = "an-integrator's-key-0123456789";
+
+#[tokio::test]
+async fn the_keys_of_a_server_are_not_those_of_the_user_it_sends_for() {
+    let settings = [IMPATIENT, &[("QIYU_API_KEY", KEY)]].concat();
+    let stack = Stack::with(&settings).await;
+    stack.keeps_secret(KEY);
+    let room = stack.room().await;
+    let [mut ann, mut bob] = stack.browsers(&room, ["ann", "bob"]).await;
+
+    // Ann's clientMsgId and the server's idempotencyKey are the same text and two names.
+    let key = fresh_id();
+    ann.says_with_id(&room, "from ann herself", &key).await;
+    bob.hears("from ann herself").await;
+    let hers = ann.person.id;
+    let sent = server_sends(&stack, &room, hers, "from the server for ann", &key).await;
+    bob.hears("from the server for ann").await;
+    is_told(&stack, sent, bob.person.id, &["Yes:", "acknowledged it on connection"]).await;
+
+    // The same stored a second time, as when the bus has forgotten the key and no
+    // owner answered: it is delivered to nobody, and trace names the first.
+    let mut nats = stack.nats().await;
+    let filter = format!("im.in.*.{APP}.room.{room}.msg");
+    let (subject, stored) = nats.last_under("IM_IN", &filter).await;
+    assert!(!nats.knows(&subject, &fresh_id(), &stored).await, "stored under another key");
+    let history = bob.person.gets("/im/history", &[("roomId", &room.to_string())]).await;
+    let newest = history["list"].as_array().and_then(|list| list.last());
+    let copy = newest.and_then(|message| message["msgId"].as_str()?.parse::<u64>().ok());
+    let copy = copy.unwrap_or_else(|| panic!("{history}"));
+    assert!(sent < copy, "{history}");
+    let first = format!("had given the same clientMsgId to {sent} before");
+    is_told(&stack, copy, bob.person.id, &["No:", &first]).await;
     stack.stop().await;
 }

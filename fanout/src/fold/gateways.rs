@@ -1,22 +1,22 @@
-//! The lives of gateways. One at a time: a newer life ends the older ones, and
-//! after its end nothing a life says means anything.
+//! The incarnations of gateways. One at a time: a newer one ends the older ones,
+//! and the events of an ended incarnation have no effect.
 
 use qiyu_schema::Incarnation;
 use serde::{Deserialize, Serialize};
 
 use super::{Effect, Fold};
 
-/// What is known of one gateway's lives.
+/// The newest and the newest ended incarnation of one gateway.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Lives {
-    /// The newest that was heard of.
+    /// The newest epoch seen in an event.
     current: u64,
     /// This one and all before it are over.
     gone: u64,
 }
 
 impl Fold {
-    /// Takes note of a gateway that acts. `None`: its life is over, and what it does means nothing.
+    /// Registers the incarnation of an event. Returns `None` if it has ended: its events have no effect.
     pub(super) fn meet(&mut self, gateway: &Incarnation, at_ms: u64) -> Option<Vec<Effect>> {
         let lives = self.gateways.entry(gateway.id.clone()).or_default();
         if gateway.epoch <= lives.gone || gateway.epoch < lives.current {
@@ -25,14 +25,14 @@ impl Fold {
         if gateway.epoch == lives.current {
             return Some(Vec::new());
         }
-        // A newer life: the older ones are over, whether or not anybody said so.
+        // A newer incarnation ends the older ones, even without a `GatewayGone`.
         let older = Incarnation { id: gateway.id.clone(), epoch: gateway.epoch - 1 };
         let effects = self.bury(&older, at_ms);
         self.gateways.entry(gateway.id.clone()).or_default().current = gateway.epoch;
         Some(effects)
     }
 
-    /// Ends this life of a gateway and all before it.
+    /// Ends this incarnation of a gateway and all before it.
     pub(super) fn bury(&mut self, gateway: &Incarnation, at_ms: u64) -> Vec<Effect> {
         let lives = self.gateways.entry(gateway.id.clone()).or_default();
         if gateway.epoch <= lives.gone {
@@ -55,7 +55,7 @@ mod tests {
     };
 
     #[test]
-    fn the_dead_leave_every_room_and_their_last_words_mean_nothing() {
+    fn a_dead_gateway_leaves_every_room_and_its_late_events_have_no_effect() {
         let mut log = Partition::default();
         let (old, new) = (gateway("a", 1), gateway("a", 5));
         log.moves(&old, &[joined(1, 1)]);
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_life_ends_the_older_one_unasked() {
+    fn a_newer_incarnation_ends_the_older_one() {
         let mut log = Partition::default();
         log.moves(&gateway("a", 1), &[joined(1, 1)]);
         log.moves(&gateway("a", 2), &[joined(1, 2)]);

@@ -1,9 +1,9 @@
 //! Measures against users, in one room or in the whole app. Gateways enforce
 //! them; the fold carries them past the log's retention.
 //!
-//! What is lifted stays lifted: an entry knows the newest event it has folded.
+//! A lifted sanction stays lifted: an entry knows the newest event it has folded.
 
-use qiyu_schema::{AppId, RoomId, UserId, measure::MeasureEntry};
+use qiyu_schema::{AppId, RoomId, UserId, sanction::SanctionEntry};
 
 use super::Fold;
 
@@ -17,7 +17,7 @@ impl Fold {
         app: AppId,
         room: Option<RoomId>,
         user: UserId,
-    ) -> Option<&mut MeasureEntry> {
+    ) -> Option<&mut SanctionEntry> {
         match room {
             None => Some(self.measures.entry((app, user)).or_default()),
             Some(room) => {
@@ -27,9 +27,9 @@ impl Fold {
         }
     }
 
-    /// Forgets what has been over for long.
+    /// Removes sanctions that ended long ago.
     pub(super) fn forget_measures(&mut self, at_ms: u64) {
-        let over = |entry: &MeasureEntry| {
+        let over = |entry: &SanctionEntry| {
             entry.ends_ms().is_some_and(|ends| ends.saturating_add(MEASURE_KEPT_MS) < at_ms)
         };
         self.measures.retain(|_, entry| !over(entry));
@@ -41,21 +41,21 @@ impl Fold {
 
 #[cfg(test)]
 mod tests {
-    use qiyu_schema::{event::Event, measure::Measure};
+    use qiyu_schema::{event::Event, sanction::SanctionKind};
 
     use crate::fold::partition::{Partition, app, gateway, joined, room, user};
 
     use super::*;
 
     #[test]
-    fn measures_are_folded_where_they_belong_and_end_with_the_room() {
+    fn sanctions_are_kept_per_app_or_room_and_end_with_the_room() {
         let mut log = Partition::default();
         let (app, room, user) = (app(), room(), user(1));
-        let take = |room| Event::MeasureTaken {
+        let take = |room| Event::SanctionImposed {
             app,
             room,
             user,
-            measure: Measure::Mute,
+            sanction: SanctionKind::Mute,
             until_ms: None,
             reason: "loud".into(),
             by: None,
@@ -67,7 +67,13 @@ mod tests {
         log.folds(take(Some(room)));
         assert!(log.fold.measures[&(app, user)].is_muted(0));
         assert!(log.fold.rooms[&(app, room)].measures[&user].is_muted(0));
-        log.folds(Event::MeasureLifted { app, room: None, user, measure: Measure::Mute, by: None });
+        log.folds(Event::SanctionLifted {
+            app,
+            room: None,
+            user,
+            sanction: SanctionKind::Mute,
+            by: None,
+        });
         assert!(!log.fold.measures[&(app, user)].is_muted(0));
         log.fold.forget(log.seq + MEASURE_KEPT_MS + 1);
         assert!(log.fold.measures.is_empty());

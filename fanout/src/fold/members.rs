@@ -1,8 +1,8 @@
-//! Who is in a room: connections by gateway, users each counted once.
+//! The members of a room: connections by gateway, each user counted once.
 //!
 //! A connection is a member from its join in the log to its leave, or to the end
-//! of the room or of its gateway's life. Whether the anchor is there follows from
-//! the same.
+//! of the room or of its gateway's incarnation. The anchor's presence follows from
+//! the same events.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,7 +13,7 @@ use qiyu_schema::{
 use super::{Effect, Fold, Member, Members, Room, owed::Departed};
 
 impl Fold {
-    /// Lets in who came and out who went. Whoever is back is sent what was owed to them.
+    /// Adds and removes members. A user that returns is sent its unacknowledged messages.
     pub(super) fn move_members(
         &mut self,
         app: AppId,
@@ -34,7 +34,7 @@ impl Fold {
                 MemberChange::Joined { connection, user, resumed } => {
                     room.let_in(gateway, connection, Member { user, joined: position, resumed });
                     for (msg_id, sends) in room.take_owed(user, at_ms) {
-                        // What was asked for by a resume has come with it.
+                        // A resumed connection has read the missed messages itself.
                         if !resumed && msg_id < position {
                             repeats.entry((msg_id, sends)).or_default().push(connection);
                         }
@@ -49,7 +49,7 @@ impl Fold {
             self.rooms.remove(&(app, room_id));
         }
         self.stirred.insert((app, room_id));
-        // One envelope per message, whoever of the batch is to hear it again.
+        // One envelope per message for all connections of the batch.
         let repeat = |((msg_id, sends), connections)| Effect::Repeat {
             to: gateway.clone(),
             app,
@@ -61,7 +61,7 @@ impl Fold {
         repeats.into_iter().map(repeat).collect()
     }
 
-    /// Ends the memberships at gateways that are over. Who had them may be back soon.
+    /// Ends the memberships at ended incarnations, and keeps their users as departed.
     pub(super) fn end_memberships(&mut self, over: impl Fn(&Incarnation) -> bool, at_ms: u64) {
         for (key, room) in &mut self.rooms {
             if room.gateways.keys().any(&over) {
@@ -103,7 +103,7 @@ impl Room {
                 self.departed.push(Departed { gateway, user, joined, at_ms });
             }
         }
-        self.departed.sort_unstable_by_key(|d| (d.user, d.joined)); // whatever the map's order
+        self.departed.sort_unstable_by_key(|d| (d.user, d.joined)); // the map's order is random
         self.watch_anchor(anchor_was_inside, at_ms);
     }
 

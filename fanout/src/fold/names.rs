@@ -1,41 +1,41 @@
-//! Senders' own names for their messages: what comes under the same name again
-//! within a day is the same message, and is delivered once.
+//! Client message ids: a second message of the same sender with the same id
+//! within a day is a duplicate, and is not delivered again.
 
-use qiyu_schema::{AppId, ClientMsgId, MsgId, UserId, event::Sender};
+use qiyu_schema::{AppId, ClientMsgId, MsgId, Namespace, event::Sender};
 use serde::{Deserialize, Serialize};
 
 use super::Fold;
 
-/// A message its sender has named.
+/// A message with a client message id.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Sent {
-    /// Of the name; 64 bits among a thousand names never meet by chance.
+    /// A hash of the id; 64 bits among a thousand ids do not collide by chance.
     hash: u64,
     msg_id: MsgId,
     pub(super) at_ms: u64,
 }
 
-/// How long a sender's own name for a message is remembered.
+/// How long a client message id is remembered.
 pub(super) const SENT_KEPT_MS: u64 = 24 * 3600 * 1000;
-/// Names remembered per sender and partition: 24 bytes each.
+/// Ids remembered per sender and partition: 24 bytes each.
 const SENT_MAX: usize = 1000;
 
 impl Fold {
-    /// The message a sender has given this name, within the last 24 h.
+    /// Returns the sender's message with this client message id from the last 24 h.
     pub fn find_sent(
         &self,
         app: AppId,
-        user: Option<UserId>,
+        namespace: Namespace,
         name: &ClientMsgId,
         now_ms: u64,
     ) -> Option<MsgId> {
-        let (sent, hash) = (self.sent.get(&(app, user))?, hash_of(name));
+        let (sent, hash) = (self.sent.get(&(app, namespace))?, hash_of(name));
         let recent = |sent: &&Sent| now_ms < sent.at_ms.saturating_add(SENT_KEPT_MS);
-        // From the back: who retries, retries soon.
+        // From the back: a retry usually follows soon.
         sent.iter().rev().take_while(recent).find(|sent| sent.hash == hash).map(|sent| sent.msg_id)
     }
 
-    /// Whether the sender has given this name before; if not, it is remembered.
+    /// Returns whether the message is a duplicate; if not, its id is remembered.
     pub(super) fn is_repeat(
         &mut self,
         app: AppId,
@@ -56,7 +56,7 @@ impl Fold {
         false
     }
 
-    /// Forgets senders who have named nothing for long.
+    /// Removes senders without a client message id of the last 24 h.
     pub(super) fn forget_names(&mut self, at_ms: u64) {
         self.sent.retain(|_, sent| {
             sent.back().is_some_and(|last| at_ms < last.at_ms.saturating_add(SENT_KEPT_MS))
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(sent(&log.folds(said(1))).len(), 1);
         let first = log.here();
         assert_eq!(log.folds(said(1)), []);
-        assert_eq!(log.fold.find_sent(app(), Some(user(1)), &name, 0), Some(first));
+        assert_eq!(log.fold.find_sent(app(), Namespace::of_user(user(1)), &name, 0), Some(first));
         assert_eq!(sent(&log.folds(said(2))).len(), 1, "another's name is another name");
         let mut by_the_server = said(1);
         if let Event::RoomMessageSent { sender, .. } = &mut by_the_server {
@@ -105,7 +105,7 @@ mod tests {
         log.seq += SENT_KEPT_MS;
         assert_eq!(sent(&log.folds(said(1))).len(), 1, "a day later it is new");
         log.fold.forget(log.seq + SENT_KEPT_MS);
-        assert_eq!(log.fold.find_sent(app(), Some(user(1)), &name, 0), None);
+        assert_eq!(log.fold.find_sent(app(), Namespace::of_user(user(1)), &name, 0), None);
     }
 
     /// README, "Limits", and docs/RELIABILITY.md state this price.

@@ -1,8 +1,8 @@
-//! Room messages that were sent and never acknowledged: they belong to their
-//! users, who may be back in the room through another connection.
+//! Unacknowledged room messages: they stay pending for their users, which may
+//! return to the room through another connection.
 //!
 //! Each is sent again to one connection of its user, the newest, and only if
-//! that has joined since. Whoever is not back yet is awaited for a minute.
+//! that has joined since. A user that has not returned has a minute to do so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Effect, Fold, Member, Room};
 
-/// Somebody whose gateway died.
+/// A member whose gateway died.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Departed {
     pub(super) gateway: Incarnation,
@@ -20,7 +20,7 @@ pub(super) struct Departed {
     pub(super) at_ms: u64,
 }
 
-/// A message a user never acknowledged on a connection that is gone.
+/// A message that a user did not acknowledge on a connection that is closed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Owed {
     msg_id: MsgId,
@@ -28,12 +28,12 @@ pub(super) struct Owed {
     pub(super) at_ms: u64,
 }
 
-/// How long those whose gateway died have to come back and still be sent what
-/// they had not acknowledged. Afterwards they read it in the history.
+/// How long a user may take to return and still be sent its unacknowledged
+/// messages. Afterwards the client reads them in the history.
 pub(super) const OWED_KEPT_MS: u64 = 60_000;
 
 impl Fold {
-    /// Sends what was never acknowledged to those who have come back since.
+    /// Sends unacknowledged messages again to the users that have returned since.
     pub(super) fn repeat(
         &mut self,
         app: AppId,
@@ -54,7 +54,7 @@ impl Fold {
             let back = room.who_is_back(msg_id, &users);
             let served: BTreeSet<UserId> = back.keys().copied().collect();
             let mut targets: BTreeMap<Incarnation, Vec<ConnId>> = BTreeMap::new();
-            // Whoever asked for what was missed has it from there.
+            // A connection that resumed has read the missed messages itself.
             for Back { to, connection, .. } in back.into_values().filter(|back| !back.resumed) {
                 targets.entry(to.clone()).or_default().push(connection);
             }
@@ -71,7 +71,7 @@ impl Fold {
     }
 }
 
-/// Where somebody has come back to, ordered by when.
+/// The connection through which a user has returned, ordered by its join.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Back<'a> {
     joined: MsgId,
@@ -81,14 +81,14 @@ struct Back<'a> {
 }
 
 impl Room {
-    /// Who was sent a message by a gateway that died.
+    /// Returns the users that a gateway had sent a message to before it died.
     fn who_departed_with(&self, msg_id: MsgId, gateway: &Incarnation) -> BTreeSet<UserId> {
         let had_it = |d: &&Departed| d.gateway == *gateway && d.joined < msg_id;
         self.departed.iter().filter(had_it).map(|d| d.user).collect()
     }
 
-    /// Of each user the one connection that came last, on whatever gateway, if it
-    /// came after the message.
+    /// Returns each user's newest connection, on any gateway, if it joined after
+    /// the message.
     fn who_is_back(&self, msg_id: MsgId, users: &BTreeSet<UserId>) -> BTreeMap<UserId, Back<'_>> {
         let mut newest: BTreeMap<UserId, Back<'_>> = BTreeMap::new();
         for (to, members) in &self.gateways {
@@ -102,14 +102,14 @@ impl Room {
         newest
     }
 
-    /// What is owed to a user who comes back, oldest first.
+    /// Removes and returns the pending messages of a user that returns, oldest first.
     pub(super) fn take_owed(&mut self, user: UserId, at_ms: u64) -> BTreeMap<MsgId, u32> {
         let owed = self.owed.remove(&user).unwrap_or_default();
         let in_time = |owed: &Owed| at_ms < owed.at_ms.saturating_add(OWED_KEPT_MS);
         owed.into_iter().filter(in_time).map(|owed| (owed.msg_id, owed.sends)).collect()
     }
 
-    /// Forgets what nobody has come back for in time.
+    /// Removes messages and members that have waited for over a minute.
     pub(super) fn forget_owed(&mut self, at_ms: u64) {
         self.forget_departed(at_ms);
         self.owed.retain(|_, owed| {
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_dead_gateway_owed_follows_its_people_wherever_they_come_back() {
+    fn unacked_messages_of_a_dead_gateway_are_sent_where_its_users_return() {
         let mut log = Partition::default();
         let (dead, b, c) = (gateway("a", 1), gateway("b", 1), gateway("c", 1));
         log.folds(Event::RoomOpened {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_left_unacknowledged_follows_them_only_if_they_are_back() {
+    fn unacked_messages_of_a_closed_connection_are_sent_only_if_the_user_has_returned() {
         let mut log = Partition::default();
         let (a, b) = (gateway("a", 1), gateway("b", 1));
         log.moves(&a, &[joined(1, 1), joined(2, 2), joined(9, 9)]);

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use qiyu_schema::{
     AppId, ConnId, Incarnation, MsgId, RoomId, UserId,
     envelope::Envelope,
-    event::{Ending, Event, MemberChange, Record, Sender, SessionChange},
+    event::{DisconnectReason, Event, MemberChange, Record, Sender, SessionChange},
 };
 
 use super::{Effect, Fold};
@@ -87,7 +87,7 @@ pub(super) fn joined(c: u64, u: u64) -> MemberChange {
 }
 
 pub(super) fn left(c: u64, u: u64) -> MemberChange {
-    MemberChange::Left { connection: conn(c), user: user(u), heard: None }
+    MemberChange::Left { connection: conn(c), user: user(u), last_seen: None }
 }
 
 pub(super) fn online(c: u64, u: u64) -> SessionChange {
@@ -95,7 +95,7 @@ pub(super) fn online(c: u64, u: u64) -> SessionChange {
 }
 
 pub(super) fn offline(c: u64, u: u64) -> SessionChange {
-    let reason = Ending::Disconnect;
+    let reason = DisconnectReason::Disconnect;
     SessionChange::Offline { connection: conn(c), user: user(u), reason }
 }
 

@@ -1,9 +1,9 @@
-//! What may be asked of a fold. Nothing here changes it.
+//! Queries of a fold. None of them changes it.
 
 use std::ops::Bound;
 
 use qiyu_schema::{
-    AppId, Incarnation, MsgId, RoomId, UserId, measure::MeasureEntry, room::RoomCounts,
+    AppId, Incarnation, MsgId, RoomId, UserId, room::RoomCounts, sanction::SanctionEntry,
 };
 
 use super::{Fold, Room};
@@ -79,11 +79,11 @@ impl Fold {
     }
 
     /// Measures against a user in the whole app.
-    pub fn measures_in_app(&self, app: AppId, user: UserId) -> Option<&MeasureEntry> {
+    pub fn measures_in_app(&self, app: AppId, user: UserId) -> Option<&SanctionEntry> {
         self.measures.get(&(app, user))
     }
 
-    /// What waits for a user above `after`, oldest first, and whether it is more than `limit`.
+    /// Returns a user's pending messages above `after`, oldest first, and whether there are more than `limit`.
     pub fn waiting(
         &self,
         app: AppId,

@@ -1,8 +1,8 @@
-//! Rooms: opened, talked in, liked, closed.
+//! Rooms: opening, messages, likes, closing.
 //!
 //! A message goes to each gateway that has members in the room, once, and names
-//! the one sent to that gateway before it. A closed room takes nothing more: it
-//! is remembered for those who still try to enter.
+//! the one sent to that gateway before it. A closed room accepts nothing more: it
+//! is remembered for late joins.
 
 use std::collections::HashSet;
 
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{Effect, Fold, Members, Room};
 
-/// Where a room ended.
+/// The event that closed a room.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Closed {
     pub(super) msg_id: MsgId,
     pub(super) at_ms: u64,
 }
 
-/// How long a closed room is remembered, for those who still try to enter.
+/// How long a closed room is remembered, for late joins.
 /// Afterwards a join finds no room at all, which the gateway refuses before.
 const CLOSED_KEPT_MS: u64 = 24 * 3600 * 1000;
 
-/// What somebody said in a room, and when.
+/// The content of a room message, and its time.
 pub(super) struct Said {
     pub(super) from: Option<UserId>,
     pub(super) biz_code: i32,
@@ -35,7 +35,7 @@ impl Fold {
         self.rooms.entry((app, room)).or_default().anchor = Some(anchor);
     }
 
-    /// One envelope to each gateway with members, whoever of them is to hear it.
+    /// Returns one envelope for each gateway with members in the room.
     pub(super) fn say(
         &mut self,
         app: AppId,
@@ -45,7 +45,7 @@ impl Fold {
     ) -> Vec<Effect> {
         let Some(members) = self.rooms.get_mut(&(app, room)) else { return Vec::new() };
         if members.closed.is_some() {
-            return Vec::new(); // kept and readable, delivered to nobody
+            return Vec::new(); // stored and readable, not delivered
         }
         let envelope = |to: &Incarnation, members: &mut Members| Effect::Deliver {
             to: to.clone(),
@@ -70,7 +70,7 @@ impl Fold {
         }
     }
 
-    /// Ends a room, and tells each gateway with members.
+    /// Closes a room, and returns an envelope for each gateway with members.
     pub(super) fn close(
         &mut self,
         app: AppId,
@@ -105,12 +105,12 @@ impl Fold {
             .collect()
     }
 
-    /// The rooms whose counts may have changed since this was last asked.
+    /// Returns and clears the set of rooms whose counts may have changed.
     pub fn take_stirred(&mut self) -> HashSet<(AppId, RoomId)> {
         std::mem::take(&mut self.stirred)
     }
 
-    /// Every open room: what a new owner must count anew.
+    /// Adds every open room to that set: a new owner must count them all.
     pub fn stir_all(&mut self) {
         self.stirred.extend(
             self.rooms.iter().filter(|(_, room)| room.closed.is_none()).map(|(key, _)| *key),
@@ -119,7 +119,7 @@ impl Fold {
 }
 
 impl Room {
-    /// Never opened, as far as the log reaches, and nobody inside.
+    /// Returns whether the room was never opened, as far as the log reaches, and is empty.
     pub(super) fn means_nothing(&self) -> bool {
         let leftovers = !self.departed.is_empty() || !self.owed.is_empty();
         self.anchor.is_none() && self.closed.is_none() && self.gateways.is_empty() && !leftovers
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_without_members_hears_nothing_and_starts_anew_when_it_has_some() {
+    fn a_gateway_without_members_gets_no_envelope_and_starts_at_its_next_join() {
         let mut log = Partition::default();
         let a = gateway("a", 1);
         log.moves(&a, &[joined(1, 1)]);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_room_is_silent_and_tells_latecomers_at_once() {
+    fn a_closed_room_delivers_no_message_and_answers_late_joins_at_once() {
         let mut log = Partition::default();
         let a = gateway("a", 1);
         let (app, room) = (app(), room());

@@ -1,12 +1,12 @@
 //! Looking at a fold as a whole: every thing it knows, by name, with a hash of
 //! what it knows about it. Two folds of the same log have the same survey,
-//! whichever of them has forgotten more of what can matter to nobody any more.
+//! even if one of them has forgotten more state that can have no effect any more.
 
 use std::collections::BTreeMap;
 
 use qiyu_schema::{
-    AppId, ConnId, Incarnation, MsgId, RoomId, UserId, codec,
-    measure::{MeasureEntry, Taken},
+    AppId, ConnId, Incarnation, MsgId, Namespace, RoomId, UserId, codec,
+    sanction::{Sanction, SanctionEntry},
 };
 use serde::Serialize;
 
@@ -22,10 +22,10 @@ use super::{
 pub enum Thing {
     /// A room: its anchor, its members, its likes, its measures.
     Room(AppId, RoomId),
-    /// A user: their sessions, and what waits for them.
+    /// A user: their sessions and pending messages.
     User(AppId, UserId),
-    /// The names a user has given to messages. `None`: the servers of integrators.
-    Names(AppId, Option<UserId>),
+    /// The client message ids of a user, or of the server API.
+    Names(AppId, Namespace),
     /// Measures against a user in the whole app.
     Measures(AppId, UserId),
 }
@@ -35,8 +35,7 @@ impl std::fmt::Display for Thing {
         match self {
             Self::Room(app, room) => write!(f, "room {app}.{room}"),
             Self::User(app, user) => write!(f, "user {app}.{user}"),
-            Self::Names(app, Some(user)) => write!(f, "names {app}.{user}"),
-            Self::Names(app, None) => write!(f, "names {app}.servers"),
+            Self::Names(app, namespace) => write!(f, "names {app}.{namespace}"),
             Self::Measures(app, user) => write!(f, "measures {app}.{user}"),
         }
     }
@@ -57,8 +56,7 @@ impl std::str::FromStr for Thing {
             Some(match kind {
                 "room" => Self::Room(app, id.parse().ok()?),
                 "user" => Self::User(app, id.parse().ok()?),
-                "names" if id == "servers" => Self::Names(app, None),
-                "names" => Self::Names(app, Some(id.parse().ok()?)),
+                "names" => Self::Names(app, id.parse().ok()?),
                 "measures" => Self::Measures(app, id.parse().ok()?),
                 _ => return None,
             })
@@ -69,7 +67,7 @@ impl std::str::FromStr for Thing {
 
 impl Fold {
     /// Up to `limit` things above `after` in the order of [`Thing`], each with the
-    /// hash of what still matters of it at `at_ms`; and whether there are more.
+    /// hash of its state that still matters at `at_ms`; and whether there are more.
     pub fn survey(
         &self,
         at_ms: u64,
@@ -78,7 +76,7 @@ impl Fold {
     ) -> (BTreeMap<Thing, u64>, bool) {
         let rooms = self.rooms.keys().map(|(app, room)| Thing::Room(*app, *room));
         let users = self.users.keys().map(|(app, user)| Thing::User(*app, *user));
-        let names = self.sent.keys().map(|(app, user)| Thing::Names(*app, *user));
+        let names = self.sent.keys().map(|(app, namespace)| Thing::Names(*app, *namespace));
         let measures = self.measures.keys().map(|(app, user)| Thing::Measures(*app, *user));
         let mut things: Vec<Thing> = rooms
             .chain(users)
@@ -98,14 +96,14 @@ impl Fold {
         (found, false)
     }
 
-    /// The hash of what still matters of `thing` at `at_ms`; `None`: nothing does.
+    /// The hash of the state of `thing` that still matters at `at_ms`; `None`: nothing does.
     pub fn hash_of(&self, thing: Thing, at_ms: u64) -> Option<u64> {
         match thing {
             Thing::Room(app, room) => self.rooms.get(&(app, room))?.essence(at_ms),
             Thing::User(app, user) => self.users.get(&(app, user))?.essence(at_ms),
-            Thing::Names(app, user) => {
+            Thing::Names(app, namespace) => {
                 let recent = |sent: &&Sent| at_ms < sent.at_ms.saturating_add(SENT_KEPT_MS);
-                let sent = self.sent.get(&(app, user))?;
+                let sent = self.sent.get(&(app, namespace))?;
                 let sent: Vec<&Sent> = sent.iter().filter(recent).collect();
                 (!sent.is_empty()).then(|| hashed(&sent))
             }
@@ -116,7 +114,7 @@ impl Fold {
     }
 
     /// Whose a room is, and where it closed, as far as that is known. `None`: a room
-    /// nobody has heard of.
+    /// that no event names.
     pub fn standing(&self, app: AppId, room: RoomId) -> Option<(Option<UserId>, Option<MsgId>)> {
         let room = self.rooms.get(&(app, room))?;
         Some((room.anchor, room.closed.map(|closed| closed.msg_id)))
@@ -149,13 +147,13 @@ impl Fold {
         in_rooms.chain(in_apps).collect()
     }
 
-    /// What is known of measures against a user.
+    /// The state of sanctions against a user.
     pub fn measures_against(
         &self,
         app: AppId,
         room: Option<RoomId>,
         user: UserId,
-    ) -> Option<&MeasureEntry> {
+    ) -> Option<&SanctionEntry> {
         match room {
             None => self.measures.get(&(app, user)),
             Some(room) => self.rooms.get(&(app, room))?.measures.get(&user),
@@ -242,9 +240,9 @@ impl User {
 }
 
 /// The mute and the ban that hold; the rest is remembered or not, as it happens.
-fn in_force(entry: &MeasureEntry, at_ms: u64) -> Option<[Option<&Taken>; 2]> {
+fn in_force(entry: &SanctionEntry, at_ms: u64) -> Option<[Option<&Sanction>; 2]> {
     let held = [&entry.mute, &entry.ban];
-    let held = held.map(|taken| taken.as_ref().filter(|taken| taken.holds(at_ms)));
+    let held = held.map(|taken| taken.as_ref().filter(|taken| taken.is_active(at_ms)));
     held.iter().any(Option::is_some).then_some(held)
 }
 
@@ -267,8 +265,8 @@ mod tests {
         for thing in [
             room,
             Thing::User(app, user),
-            Thing::Names(app, Some(user)),
-            Thing::Names(app, None),
+            Thing::Names(app, Namespace::of_user(user)),
+            Thing::Names(app, Namespace::SERVER),
             Thing::Measures(app, user),
         ] {
             assert_eq!(thing.to_string().parse(), Ok(thing));

@@ -1,6 +1,6 @@
-//! Users: their sessions, through whatever gateways, and what was written to them.
+//! Users: their sessions on all gateways, and their direct messages.
 //!
-//! A 1:1 message waits from its event until some connection of its user has
+//! A direct message is pending from its event until a connection of its user has
 //! acknowledged it, or the inbox would have dropped it. A user comes online and
 //! goes offline once, with the first session and the last.
 
@@ -16,15 +16,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{Effect, Fold};
 
-/// Somebody who is online, or for whom something waits.
+/// A user that is online or has pending direct messages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct User {
     pub(super) sessions: Vec<Session>,
-    /// 1:1 messages nobody has acknowledged.
+    /// Unacknowledged direct messages.
     pub(super) waiting: BTreeMap<MsgId, Unread>,
 }
 
-/// A 1:1 message that waits.
+/// A direct message that is pending.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Unread {
     pub(super) written_ms: u64,
@@ -37,12 +37,12 @@ pub(super) struct Unread {
 pub(super) struct Session {
     pub(super) gateway: Incarnation,
     pub(super) connection: ConnId,
-    /// The last 1:1 message sent to it.
+    /// The last direct message sent to it.
     prev: Option<MsgId>,
 }
 
 impl Unread {
-    /// Whether the inbox would still have it.
+    /// Returns whether the inbox would still hold it.
     pub(super) fn waits(self, at_ms: u64) -> bool {
         let age_ms = u64::try_from(INBOX_AGE_MAX.as_millis()).unwrap_or(u64::MAX);
         at_ms < self.written_ms.saturating_add(age_ms)
@@ -50,7 +50,7 @@ impl Unread {
 }
 
 impl Fold {
-    /// A 1:1 message: it waits, and goes to every connection its user has.
+    /// Adds a pending direct message, and sends it to every connection of its user.
     pub(super) fn write_to(
         &mut self,
         app: AppId,
@@ -69,7 +69,7 @@ impl Fold {
         if user.sessions.is_empty() {
             return vec![Effect::KeepForLater { app, user: to, biz_code, data }];
         }
-        // One envelope per gateway, whatever number of connections it has there.
+        // One envelope per gateway, for all connections of the user there.
         let mut targets: BTreeMap<Incarnation, Vec<DirectTarget>> = BTreeMap::new();
         for session in &mut user.sessions {
             let prev = session.prev.replace(msg_id);
@@ -159,7 +159,7 @@ impl Fold {
         }
     }
 
-    /// Ends all sessions at gateways that are over.
+    /// Ends all sessions at ended incarnations.
     pub(super) fn end_all_sessions(&mut self, over: impl Fn(&Incarnation) -> bool) -> Vec<Effect> {
         let mut touched: Vec<(AppId, UserId)> = self
             .users
@@ -201,7 +201,7 @@ impl Fold {
         effects
     }
 
-    /// Forgets what has waited for too long, and whom nothing waits for.
+    /// Removes expired messages, and offline users without pending messages.
     pub(super) fn forget_waiting(&mut self, at_ms: u64) {
         self.users.retain(|_, user| {
             user.waiting.retain(|_, unread| unread.waits(at_ms));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_to_someone_away_waits_until_it_is_read() {
+    fn a_direct_message_to_an_offline_user_is_pending_until_it_is_read() {
         let mut log = Partition::default();
         let a = gateway("a", 1);
         assert!(matches!(log.writes(1)[..], [Effect::KeepForLater { .. }]));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_and_never_read_is_kept_when_the_last_connection_goes() {
+    fn unread_direct_messages_are_copied_to_the_inbox_when_the_last_session_ends() {
         let mut log = Partition::default();
         let a = gateway("a", 1);
         log.session(&a, online(1, 1));

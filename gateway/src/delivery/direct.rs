@@ -99,7 +99,11 @@ impl DeliveryTask {
         // With nothing before it, only the one that is named is known to be for
         // this connection; older ones still wait and come with the next login.
         let after = line.last.map_or(until.seq() - 1, MsgId::seq);
-        let subject = subject::user_msg(connection.identity.app, connection.identity.user);
+        let subject = subject::user(
+            connection.identity.app,
+            connection.identity.user,
+            subject::UserKind::Msg,
+        );
         let (bus, orders) = (self.with.bus.clone(), self.with.orders.clone());
         self.with.tasks.spawn(async move {
             let found = read_gap(&bus, vec![subject], after, until).await;
