@@ -275,7 +275,7 @@ async fn the_keys_of_a_server_are_not_those_of_the_user_it_sends_for() {
 
     // The same stored a second time, as when the bus has forgotten the key and no
     // owner answered: it is delivered to nobody, and trace names the first.
-    let mut nats = stack.nats().await;
+    let mut nats = Nats::of(Path::new(&stack.data_dir())).await;
     let filter = format!("im.in.*.{APP}.room.{room}.msg");
     let (subject, stored) = nats.last_under("IM_IN", &filter).await;
     assert!(!nats.knows(&subject, &fresh_id(), &stored).await, "stored under another key");
