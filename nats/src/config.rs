@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use qiyu_schema::Secret;
 
-/// The durability of a confirmed write; see ARCHITECTURE.md, "What is promised".
+/// The durability of a confirmed write; see ARCHITECTURE.md, "Promises".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// A confirmed write has reached the OS. It survives any process crash, not

@@ -9,7 +9,7 @@ use qiyu_schema::{GatewayId, Incarnation, codec};
 use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// What a gateway's lease says.
+/// The value of a gateway's lease.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LeaseValue {
     pub(crate) epoch: u64,

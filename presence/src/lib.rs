@@ -1,17 +1,17 @@
-//! Who is online, and where.
+//! Gateway registrations and user sessions.
 //!
-//! **Owns** the gateways' leases and lives, users' sessions as seen from
-//! outside, and the reaper that turns a dead gateway into facts of the log.
+//! **Owns** the leases and incarnations of gateways, the sessions of users, and
+//! the reaper that appends the end of a dead gateway to the log.
 //!
 //! **Never** delivers anything, and never decides membership of a room: the
-//! log does. What is here answers "is she online?" and "may he connect once more?".
+//! log does. Sessions answer "is this user online?" and "may it connect once more?".
 //!
 //! **Reads** buckets `gateways`, `incarnations`, `presence`.
 //!
-//! **Writes** the same, bucket `reapers`, `im.in.*.gateway.*.gone`, and what a
-//! dead gateway left unacknowledged.
+//! **Writes** the same, bucket `reapers`, `im.in.*.gateway.*.gone`, and the
+//! unacked messages of dead gateways.
 //!
-//! **Start at** [`registration`] (a gateway's life), then [`reaper`] (its end).
+//! **Start at** [`registration`] (an incarnation), then [`reaper`] (its end).
 
 mod gateways;
 mod reaper;

@@ -1,6 +1,6 @@
-//! The end of gateways that could not say goodbye.
+//! The end of gateways that stopped without deregistering.
 //!
-//! Nobody is declared dead while the bus is ill: the reaper holds a lease of
+//! No gateway is declared dead while the bus fails: the reaper holds a lease of
 //! its own, and acts only when it has itself renewed without a failure for as
 //! long as a gateway's lease lasts. After an outage every gateway thus has the
 //! time to renew that it would have had without one.
@@ -49,7 +49,8 @@ pub enum StartError {
     Lease(#[source] LeaseError),
 }
 
-/// Buries dead gateways until stopped. Several may run: what they write is the same.
+/// Appends the ends of dead gateways until stopped. Several reapers may run: they write
+/// the same.
 pub struct Reaper {
     tasks: TaskTracker,
     lease: Lease,
@@ -176,7 +177,7 @@ impl Watch {
                 self.announced.lock().insert(gateway.clone());
                 return Ok(());
             }
-            // A newer life of the same id: this one is over, whatever its lease was.
+            // A newer incarnation of the same id: this one is over.
             Some(value) if gateway.epoch < value.epoch => {}
             // Registered, perhaps not announced yet; one that was seen announced is dead.
             _ if just_begun && !self.announced.lock().contains(gateway) => return Ok(()),

@@ -46,7 +46,7 @@ pub(crate) const SUSPEND_AFTER: Duration = Duration::from_secs(5);
 const _: () = assert!(SUSPEND_AFTER.as_millis() < TERMS.ttl.as_millis());
 const _: () = assert!(TERMS.renew_every.as_millis() * 2 < SUSPEND_AFTER.as_millis());
 
-/// What the register says of a life that is not announced yet.
+/// The value of an incarnation that is registered and not announced yet.
 const BEGINNING: &[u8] = b"serving";
 /// And of one that is: without its lease it is over. A reaper that has just
 /// started has not seen that lease itself.
@@ -71,37 +71,22 @@ pub enum RegisterError {
     AppendGone {
         /// The predecessor.
         gateway: Incarnation,
-        /// Why.
         source: AppendError,
     },
     /// Its own life could not.
     #[error("register gateway {gateway}")]
-    Register {
-        /// Who.
-        gateway: GatewayId,
-        /// Why.
-        source: BucketError,
-    },
+    Register { gateway: GatewayId, source: BucketError },
     /// Its lease could not be taken.
     #[error("announce gateway {gateway}")]
-    Announce {
-        /// Who.
-        gateway: Incarnation,
-        /// Why.
-        source: LeaseError,
-    },
+    Announce { gateway: Incarnation, source: LeaseError },
     /// It took so long to announce itself that it was declared dead.
     #[error("gateway {gateway} was declared dead before it was announced; is its clock right?")]
-    TooLate {
-        /// Who.
-        gateway: Incarnation,
-    },
+    TooLate { gateway: Incarnation },
     /// The log could not be asked for its predecessors.
     #[error("find the last end of gateway {gateway}")]
     Past {
         /// The id.
         gateway: GatewayId,
-        /// Why.
         source: ReadError,
     },
     /// Another process lives under this id right now.
@@ -124,8 +109,8 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Begins: buries the predecessor, if it was not, and picks an epoch above its own.
-    /// Not announced yet, so nobody sends anything.
+    /// Registers a new incarnation: appends the end of its predecessor if the log lacks
+    /// it, and takes a higher epoch. No owner sends to it before it is announced.
     ///
     /// # Errors
     ///
@@ -141,7 +126,7 @@ impl Registration {
         let registered = incarnations.list().await.map_err(register)?;
         let mut epoch = qiyu_nats::now_ms().max(last_gone(bus, id).await? + 1);
         for gateway in registered.keys().filter_map(|key| named_by(key)).filter(|g| g.id == *id) {
-            // What it left in its queue the reaper takes over, as for any other dead gateway.
+            // The reaper recovers its queue, as for any other dead gateway.
             info!(%gateway, "burying the predecessor");
             epoch = epoch.max(gateway.epoch + 1);
             bury(bus, &gateway)
@@ -224,7 +209,7 @@ impl Registration {
             .is_some_and(|lease| lease.age() < SUSPEND_AFTER && !lease.lost().is_cancelled())
     }
 
-    /// What the lease says from now on. Nothing is written if nothing changed.
+    /// Changes the value of the lease. An equal value is not written.
     pub fn update_lease(&mut self, connections: u64, draining: bool) {
         if (self.value.connections, self.value.draining) == (connections, draining) {
             return;
@@ -240,8 +225,8 @@ impl Registration {
         }
     }
 
-    /// Ends in good order: the log hears it first, then what is left in the
-    /// queue is taken over, then the lease goes.
+    /// Ends the incarnation in order: the log records the end first, then its queue is
+    /// recovered, then the lease is released.
     pub async fn deregister(self) {
         let finished = async {
             bury(&self.bus, &self.incarnation).await.map_err(TakeoverError::Bury)?;
@@ -255,14 +240,14 @@ impl Registration {
             }
             Err(_) => warn!(gateway = %self.incarnation, "end left to the reaper: it takes long"),
         }
-        // Last: while the lease lives nobody else sees to what we have begun.
+        // Last: while the lease lives, no other process recovers the same queue.
         if let Some(lease) = &self.lease {
             lease.release().await;
         }
     }
 }
 
-/// The newest life of this id whose end is in the log; 0: none.
+/// Returns the newest epoch of this id with an end in the log, or 0.
 async fn last_gone(bus: &Bus, id: &GatewayId) -> Result<u64, RegisterError> {
     let subject = subject::gateway_gone(Partition::all().next().unwrap_or_default(), id);
     let past = |source| RegisterError::Past { gateway: id.clone(), source };
@@ -273,7 +258,7 @@ async fn last_gone(bus: &Bus, id: &GatewayId) -> Result<u64, RegisterError> {
     }
 }
 
-/// How long a gateway that stops in good order looks after what it leaves.
+/// The time that a stopping gateway spends on the recovery of its own queue.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Appends `gone` to every partition: any of them may know members or sessions of it.

@@ -1,8 +1,8 @@
-//! A user's sessions, as seen from outside: is-online, and how many at once.
+//! The sessions of users, for the is-online query and the limit of connections.
 //!
 //! Beside the log, not part of it: routing follows the `online` and `offline`
 //! events. An entry counts only while its gateway's lease has the same epoch,
-//! so what a dead gateway leaves behind is void without anybody's help.
+//! so the entries of a dead gateway are void without being removed.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -18,7 +18,8 @@ use crate::gateways::Gateways;
 
 /// Connections one user may have at once: a phone, a tablet, a few tabs.
 pub const SESSIONS_MAX: usize = 5;
-/// A safety net under entries nobody removed; refreshed by the gateway long before.
+/// The age at which an entry that was never removed expires; gateways refresh theirs
+/// long before.
 const SESSION_TTL: Duration = Duration::from_secs(15 * 60);
 /// Attempts at one compare-and-set: each loss means another session of the
 /// same user got through, so more than a few cannot be a person.
@@ -37,7 +38,7 @@ pub struct Session {
     pub since_ms: u64,
 }
 
-/// What happens when a user connects again.
+/// The effect of a further connection of the same user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionPolicy {
     /// Up to [`SESSIONS_MAX`] at once; a further one is refused.
@@ -57,21 +58,18 @@ pub struct SessionError {
 /// A user may not connect now.
 #[derive(Debug, thiserror::Error)]
 pub enum AddSessionError {
-    /// Enough is enough.
+    /// The limit is reached.
     #[error("user {user} has {SESSIONS_MAX} connections already")]
-    TooMany {
-        /// Who.
-        user: UserId,
-    },
+    TooMany { user: UserId },
     /// Not known, because the bucket did not answer.
     #[error(transparent)]
     Unknown(SessionError),
 }
 
-/// The sessions of everybody who has some.
+/// Sessions by user; `None` for an entry that cannot be decoded.
 pub type SessionsByUser = HashMap<(AppId, UserId), Option<Vec<Session>>>;
 
-/// Everybody's sessions.
+/// The sessions of all users.
 #[derive(Clone)]
 pub struct Sessions {
     bucket: Bucket,
@@ -96,8 +94,8 @@ impl Sessions {
         Ok(sessions.iter().any(|session| self.gateways.is_live(&session.gateway)))
     }
 
-    /// Everybody's sessions on living gateways; `None`: what is written there
-    /// makes no sense.
+    /// Returns all users' sessions on live gateways; `None` for an entry that cannot
+    /// be decoded.
     ///
     /// # Errors
     ///
@@ -133,7 +131,7 @@ impl Sessions {
     ) -> Result<Vec<Session>, AddSessionError> {
         let mut replaced = Vec::new();
         self.change(app, user, |sessions| {
-            // Sessions of this very gateway are alive whatever the mirror thinks of it yet.
+            // Sessions of this gateway count even before the mirror shows its lease.
             sessions.retain(|s| s.gateway == session.gateway || self.gateways.is_live(&s.gateway));
             sessions.retain(|s| !same(s, session));
             replaced = match policy {
@@ -224,7 +222,8 @@ fn parse_key(key: &str) -> Option<(AppId, UserId)> {
     Some((app.parse().ok()?, user.parse().ok()?))
 }
 
-/// What cannot be read counts as nothing: it is a cache of what the log knows.
+/// Decodes an entry. An undecodable one counts as empty: the bucket is a cache of the
+/// log.
 fn decoded(value: Option<&[u8]>) -> Vec<Session> {
     value.and_then(|value| codec::decode(value).ok()).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! What a gateway left behind when it died: found in its queue, handed to the
-//! log, which knows where the recipients are now.
+//! Recovery of a dead gateway's queue: its unacked messages are appended to the
+//! log, and the fold knows the present connections of their recipients.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -37,11 +37,11 @@ pub(crate) enum TakeoverError {
     HandOn(#[source] AppendError),
 }
 
-/// Takes over what `gateway`, whose end is in the log, had not got acknowledged.
-/// Whatever is done twice, by two processes or after a crash, changes nothing.
+/// Recovers the unacked messages of `gateway`; its end must be in the log. A second
+/// recovery, by another process or after a crash, changes nothing.
 pub(crate) async fn take_over(bus: &Bus, gateway: &Incarnation) -> Result<(), TakeoverError> {
-    // Past its own burial no owner sends to the dead queue any more: what is
-    // in it then is all there will ever be.
+    // An owner past the gateway's end enqueues nothing more for it, so the queue is
+    // complete then.
     wait_until_folded(bus, gateway).await?;
     let mut queue = bus.open_abandoned_outbox(gateway).await?;
     let (mut messages, mut envelopes) = (0, 0);
@@ -77,8 +77,8 @@ async fn wait_until_folded(bus: &Bus, gateway: &Incarnation) -> Result<(), Takeo
         .await
 }
 
-/// Tells each room's partition which messages were left. 1:1 messages wait for
-/// their recipients in any case, and a closed room's notice reaches who joins again.
+/// Appends the unacked messages of each room to its partition. Direct messages stay
+/// pending in the fold anyway, and a later join receives a closed room's notice.
 async fn hand_on(
     bus: &Bus,
     gateway: &Incarnation,
@@ -101,7 +101,7 @@ async fn hand_on(
     for ((app, room), mut msg_ids) in rooms {
         msg_ids.sort_unstable();
         msg_ids.dedup();
-        // The same messages have the same key, whoever takes them over; others do not.
+        // The key is a function of the messages, so two recoveries store one event.
         let hash = msg_ids.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, msg_id| {
             (hash ^ msg_id.get()).wrapping_mul(0x0000_0100_0000_01b3)
         });
