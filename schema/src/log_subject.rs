@@ -123,6 +123,11 @@ impl LogSubject {
     pub fn is_room_message(&self) -> bool {
         matches!(self, Self::Room { kind: RoomKind::Msg, .. })
     }
+
+    /// Whether messages are stored under this subject, of a room or direct ones.
+    pub fn is_message(&self) -> bool {
+        self.is_room_message() || matches!(self, Self::User { kind: UserKind::Msg, .. })
+    }
 }
 
 impl fmt::Display for LogSubject {
@@ -140,6 +145,18 @@ impl fmt::Display for LogSubject {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_of_rooms_and_direct_messages_are_messages_and_nothing_else_is() {
+        let app = AppId::try_from(10_001).unwrap();
+        let (room, user) = (RoomId::try_from(7).unwrap(), UserId::try_from(10_009).unwrap());
+        let of_room = |kind| LogSubject::Room { app, room, kind };
+        let of_user = |kind| LogSubject::User { app, user, kind };
+        assert!(of_room(RoomKind::Msg).is_message() && of_user(UserKind::Msg).is_message());
+        assert!(!of_user(UserKind::Msg).is_room_message());
+        assert!(!of_room(RoomKind::Closed).is_message());
+        assert!(!of_user(UserKind::Sanctions).is_message());
+    }
 
     fn subjects() -> Vec<LogSubject> {
         let app = "10001".parse().unwrap();

@@ -161,7 +161,7 @@ pub(super) async fn read_gap(
     after: u64,
     until: MsgId,
 ) -> Result<(Vec<LogEntry>, MsgId), ReadError> {
-    let is_message = |entry: &LogEntry| entry.is_room_message();
+    let is_message = LogEntry::is_message;
     let range = bus.read_range(filters, after, until, GAP_MAX, is_message).await?;
     // The rest of a very large gap is found missing again, and read next.
     let reached = match range.entries.last() {

@@ -40,6 +40,11 @@ impl LogEntry {
         LogSubject::parse(&self.subject).is_some_and(|subject| subject.is_room_message())
     }
 
+    /// Whether this entry is a message, of a room or a direct one.
+    pub fn is_message(&self) -> bool {
+        LogSubject::parse(&self.subject).is_some_and(|subject| subject.is_message())
+    }
+
     /// Decodes the record.
     ///
     /// # Errors
