@@ -41,6 +41,31 @@ async fn the_last_message_of_a_room_is_heard_though_its_envelope_is_lost() {
 }
 
 #[tokio::test]
+async fn a_direct_message_is_heard_though_its_envelope_is_lost() {
+    let stack = Stack::roles_on_wires(ROLES, FAST).await;
+    let (_room, mut ann, mut bob) = ann_and_bob(&stack).await;
+    ann.whispers_surely(&bob.person, "before").await;
+    bob.hears("before").await;
+
+    let mut nats = stack.nats().await;
+    eventually("nothing is owed", PATIENCE, async || nats.messages_in("IM_OUT").await == 0).await;
+    stack.wire_becomes(HIS, Wire::Silent);
+    let lost = ann.whispers_surely(&bob.person, "lost on the way").await;
+    eventually("its envelope is there", PATIENCE, async || nats.messages_in("IM_OUT").await == 1)
+        .await;
+    nats.empties("IM_OUT").await;
+    stack.wire_becomes(HIS, Wire::Cut);
+    eventually("his gateway knows", PATIENCE, async || !stack.says_ready(HIS).await).await;
+    stack.wire_becomes(HIS, Wire::Whole);
+
+    // The next one names the one before it, which is read from the log.
+    let next = ann.whispers_surely(&bob.person, "and the next").await;
+    assert_eq!(bob.hears("lost on the way").await.msg_id, lost);
+    assert_eq!(bob.hears("and the next").await.msg_id, next);
+    stack.stop().await;
+}
+
+#[tokio::test]
 async fn the_end_of_a_room_is_told_though_its_envelope_is_lost() {
     let stack = Stack::roles_on_wires(ROLES, FAST).await;
     let anchor = stack.anchor("the anchor").await;

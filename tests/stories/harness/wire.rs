@@ -92,7 +92,8 @@ async fn copies(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut state: watc
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let Ok(1..) = from.peek(&mut bytes[..1]).await else { return };
-        if !becomes(&mut state, |wire| wire != Wire::Silent).await {
+        // What a silent wire held back is lost when it is cut.
+        if !becomes(&mut state, |wire| wire != Wire::Silent).await || *state.borrow() == Wire::Cut {
             return;
         }
         let Ok(length @ 1..) = from.read(&mut bytes).await else { return };
