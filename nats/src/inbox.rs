@@ -24,8 +24,6 @@ use std::time::Duration;
 
 pub use qiyu_schema::command::InboxMessage;
 
-/// Time the next entry of a reading may take.
-const ENTRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The server removes a reader's consumer after this time of inactivity.
 const CONSUMER_INACTIVE_MAX: Duration = Duration::from_secs(30);
 
@@ -99,7 +97,7 @@ impl Bus {
     /// [`ReadError::Unavailable`].
     pub async fn read_inboxes(&self) -> Result<InboxReader, ReadError> {
         let reader = self.open_history(stream::INBOX, Vec::new(), ReadFrom::After(0)).await?;
-        Ok(InboxReader(reader.to_present_end().with_entry_timeout(ENTRY_TIMEOUT)))
+        Ok(InboxReader(reader.to_end_at_opening().with_entry_timeout()))
     }
 
     /// Removes the messages before `position` from a user's inbox. Later ones,

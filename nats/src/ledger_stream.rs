@@ -18,9 +18,6 @@ use qiyu_schema::{
     subject,
 };
 
-/// Time the next entry of a reading may take.
-const ENTRY_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The kinds of ledger records, each under subjects of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LedgerKind {
@@ -191,7 +188,7 @@ impl Bus {
         let filters = kinds.iter().map(|kind| kind.filter().to_owned()).collect();
         let from = ReadFrom::At { unix_ms: from_ms };
         let reader = self.open_history(stream::LEDGER, filters, from).await?;
-        let entries = reader.to_present_end().with_entry_timeout(ENTRY_TIMEOUT);
+        let entries = reader.to_end_at_opening().with_entry_timeout();
         Ok(LedgerReader { entries, unreadable: 0 })
     }
 }

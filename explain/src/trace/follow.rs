@@ -43,9 +43,11 @@ pub(super) async fn follow(
     let filter = vec![subject::partition(partition)];
     let reader = bus.read_history(filter, ReadFrom::After(entry.seq - 1)).await?;
     let mut reader = reader.to_present_end();
+    let mut beyond_horizon = false;
     while trace.taken.is_none() && trace.expiry.is_none() {
         let Some(next) = reader.next().await? else { break };
-        if horizon < next.written_ms {
+        beyond_horizon = next.written_ms > horizon;
+        if beyond_horizon {
             break;
         }
         trace.searched.log_until_ms = next.written_ms;
@@ -55,7 +57,7 @@ pub(super) async fn follow(
         note_effects(&fold, &next, effects, trace);
         note_forgetting(&fold, &next, trace);
     }
-    let at_end = reader.is_at_end();
+    let at_end = reader.is_at_end() && !beyond_horizon;
     reader.close().await;
     if at_end {
         trace.searched.log_until_ms = qiyu_nats::now_ms();

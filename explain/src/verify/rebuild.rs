@@ -84,7 +84,7 @@ impl RebuiltFolds {
         let filters = subject::partitions(&partitions);
         let (first, _) = bus.log_bounds().await?;
         let reader = bus.read_history(filters, ReadFrom::After(self.read)).await?;
-        let (mut reader, mut events) = (reader.to_present_end(), 0);
+        let (mut reader, mut events) = (reader.to_end_at_opening(), 0);
         while let Some(entry) = reader.next().await? {
             let expected = self.read.max(first.saturating_sub(1)) + 1; // the log forgets its oldest
             if whole && expected < entry.seq && self.gaps.len() < GAPS_MAX {

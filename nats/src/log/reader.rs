@@ -23,6 +23,8 @@ const READER_INACTIVE_MAX: Duration = Duration::from_secs(30);
 /// The same for tools, which are often killed. A tool that was only busy
 /// elsewhere opens a reader again.
 const HISTORY_INACTIVE_MAX: Duration = Duration::from_secs(10);
+/// Time limit for the next entry where a reading is not worth a longer wait.
+const ENTRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// A cluster may place a new consumer on a server that has just died; the next
 /// attempt may be placed on any of them.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -171,8 +173,18 @@ impl LogReader {
     }
 
     /// Limits this reader to the entries that matched when it was opened.
+    pub fn to_end_at_opening(self) -> BoundedReader {
+        self.bounded(ReadEnd::AtOpening)
+    }
+
+    /// Limits this reader to the present end: it also returns the entries that are
+    /// stored during the reading, until it has caught up.
     pub fn to_present_end(self) -> BoundedReader {
-        BoundedReader { left: self.pending, entry_timeout: None, reader: self }
+        self.bounded(ReadEnd::Present)
+    }
+
+    fn bounded(self, end: ReadEnd) -> BoundedReader {
+        BoundedReader { left: self.pending, end, entry_timeout: None, reader: self }
     }
 
     /// Returns the next entry, and waits for it to be stored.
@@ -228,18 +240,26 @@ impl LogReader {
     }
 }
 
-/// A reader of the entries that existed when it was opened.
+/// The end of a bounded reading.
+#[derive(Clone, Copy)]
+enum ReadEnd {
+    AtOpening,
+    Present,
+}
+
+/// A reader that ends.
 pub struct BoundedReader {
     reader: LogReader,
     left: u64,
+    end: ReadEnd,
     /// `None`: only missed heartbeats end the wait for an entry.
     entry_timeout: Option<Duration>,
 }
 
 impl BoundedReader {
-    /// Returns the same reader with a limit on the wait for each entry.
-    pub(crate) fn with_entry_timeout(self, timeout: Duration) -> Self {
-        Self { entry_timeout: Some(timeout), ..self }
+    /// Returns the same reader with a limit of 5 s on the wait for each entry.
+    pub(crate) fn with_entry_timeout(self) -> Self {
+        Self { entry_timeout: Some(ENTRY_TIMEOUT), ..self }
     }
 
     /// Returns the next entry; `None` at the end.
@@ -258,8 +278,11 @@ impl BoundedReader {
                 tokio::time::timeout(limit, next).await.map_err(|_| ReadError::Timeout)??
             }
         };
-        // Entries may be deleted while they are being read.
-        self.left = entry.pending.min(self.left - 1);
+        self.left = match self.end {
+            // Entries may be deleted while they are being read.
+            ReadEnd::AtOpening => entry.pending.min(self.left - 1),
+            ReadEnd::Present => entry.pending,
+        };
         Ok(Some(entry))
     }
 
