@@ -223,12 +223,12 @@ impl Partition {
 
     /// Returns the partition of a room's events.
     pub fn of_room(app: AppId, room: RoomId) -> Self {
-        Self::of(&format!("{app}.{room}"))
+        Self::of(format_args!("{app}.{room}"))
     }
 
     /// Returns the partition of a user's sessions and direct messages.
     pub fn of_user(app: AppId, user: UserId) -> Self {
-        Self::of(&format!("{app}.{user}"))
+        Self::of(format_args!("{app}.{user}"))
     }
 
     /// Returns the number of this partition, in `0..COUNT`.
@@ -236,12 +236,23 @@ impl Partition {
         usize::from(self.0)
     }
 
-    /// FNV-1a, 32 bits: the same hash as the server's own `partition()` computes.
-    fn of(key: &str) -> Self {
-        let hash = key
-            .bytes()
-            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        Self(u8::try_from(hash % u32::from(Self::COUNT)).unwrap_or(0))
+    fn of(key: impl fmt::Display) -> Self {
+        let mut hash = Fnv1a(0x811c_9dc5);
+        fmt::Write::write_fmt(&mut hash, format_args!("{key}")).ok(); // hashing does not fail
+        Self(u8::try_from(hash.0 % u32::from(Self::COUNT)).unwrap_or(0))
+    }
+}
+
+/// FNV-1a, 32 bits, of text as it is written, without a copy of it: the same hash as
+/// the server's own `partition()` computes.
+struct Fnv1a(u32);
+
+impl fmt::Write for Fnv1a {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for byte in text.bytes() {
+            self.0 = (self.0 ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+        }
+        Ok(())
     }
 }
 

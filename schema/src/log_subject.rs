@@ -84,18 +84,22 @@ impl LogSubject {
     /// of its room or user, or its kind is newer than this build.
     pub fn parse(subject: &str) -> Option<Self> {
         let partition = Self::partition_of(subject)?;
-        let tokens: Vec<&str> = subject.split('.').skip(3).collect();
-        let parsed = match tokens[..] {
-            ["gateway", gateway, "gone"] => {
+        // No allocation: gaps and resumes look at every entry between two messages.
+        let mut tokens = subject.split('.').skip(3);
+        let mut next = || tokens.next();
+        let parsed = match (next(), next(), next(), next(), next()) {
+            (Some("gateway"), Some(gateway), Some("gone"), None, None) => {
                 Self::GatewayGone { partition, gateway: gateway.parse().ok()? }
             }
-            [app, "user", "sessions"] => Self::Sessions { partition, app: app.parse().ok()? },
-            [app, "room", room, kind] => Self::Room {
+            (Some(app), Some("user"), Some("sessions"), None, None) => {
+                Self::Sessions { partition, app: app.parse().ok()? }
+            }
+            (Some(app), Some("room"), Some(room), Some(kind), None) => Self::Room {
                 app: app.parse().ok()?,
                 room: room.parse().ok()?,
                 kind: RoomKind::parse(kind)?,
             },
-            [app, "user", user, kind] => Self::User {
+            (Some(app), Some("user"), Some(user), Some(kind), None) => Self::User {
                 app: app.parse().ok()?,
                 user: user.parse().ok()?,
                 kind: UserKind::parse(kind)?,
@@ -119,14 +123,12 @@ impl LogSubject {
         }
     }
 
-    /// Whether room messages are stored under this subject.
-    pub fn is_room_message(&self) -> bool {
-        matches!(self, Self::Room { kind: RoomKind::Msg, .. })
-    }
-
     /// Whether messages are stored under this subject, of a room or direct ones.
     pub fn is_message(&self) -> bool {
-        self.is_room_message() || matches!(self, Self::User { kind: UserKind::Msg, .. })
+        matches!(
+            self,
+            Self::Room { kind: RoomKind::Msg, .. } | Self::User { kind: UserKind::Msg, .. }
+        )
     }
 }
 
@@ -153,7 +155,6 @@ mod tests {
         let of_room = |kind| LogSubject::Room { app, room, kind };
         let of_user = |kind| LogSubject::User { app, user, kind };
         assert!(of_room(RoomKind::Msg).is_message() && of_user(UserKind::Msg).is_message());
-        assert!(!of_user(UserKind::Msg).is_room_message());
         assert!(!of_room(RoomKind::Closed).is_message());
         assert!(!of_user(UserKind::Sanctions).is_message());
     }

@@ -82,7 +82,7 @@ async fn read(
     let filters = room_filters((connection.identity.app, room));
     let own = AtomicUsize::new(0);
     let is_missed = |entry: &LogEntry| {
-        if !entry.is_room_message() {
+        if !entry.is_message() {
             return false;
         }
         let record = entry.record();

@@ -35,11 +35,6 @@ impl LogEntry {
         LogSubject::partition_of(&self.subject)
     }
 
-    /// Whether this entry is a room message.
-    pub fn is_room_message(&self) -> bool {
-        LogSubject::parse(&self.subject).is_some_and(|subject| subject.is_room_message())
-    }
-
     /// Whether this entry is a message, of a room or a direct one.
     pub fn is_message(&self) -> bool {
         LogSubject::parse(&self.subject).is_some_and(|subject| subject.is_message())
