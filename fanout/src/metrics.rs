@@ -4,36 +4,32 @@ use std::{sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::Registry,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
+use qiyu_runtime::metrics::{Latency, LatencyBounds};
 use qiyu_schema::Partition;
 
-/// Every metric of this crate.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Metrics {
-    /// Partitions owned by this process.
-    pub(crate) partitions: Gauge,
-    /// Events folded.
-    pub(crate) events: Counter,
-    /// Envelopes handed to gateways.
-    pub(crate) envelopes: Counter,
-    /// Envelopes not handed over because the gateway's queue was full.
-    pub(crate) skipped: Counter,
-    /// Events set aside because they could not be understood.
-    pub(crate) dead: Counter,
-    /// Times an owner had to start again from its recorded position.
-    pub(crate) restarts: Counter,
-    /// Snapshots written.
-    pub(crate) snapshots: Counter,
-    /// Hand-overs that are not in the ledger.
-    pub(crate) handovers_unrecorded: Counter,
-    /// Partitions without an owner, as far as this process knows.
-    pub(crate) unowned: Gauge,
-    /// How far each partition owned here is behind.
-    lags: Family<PartitionLabel, Gauge<f64, AtomicU64>>,
-    /// Time from handing an envelope over to the queue's confirmation.
-    handover: Handover,
+qiyu_runtime::metrics! {
+    prefix = "qiyu_fanout";
+    /// The metrics of this crate.
+    #[derive(Clone, Debug)]
+    pub(crate) struct Metrics {
+        pub(crate) partitions: Gauge = "Partitions owned by this process";
+        pub(crate) events: Counter = "Events folded";
+        pub(crate) envelopes: Counter = "Envelopes handed to gateways";
+        pub(crate) skipped: Counter as "envelopes_skipped" =
+            "Envelopes not handed over because the gateway's queue was full";
+        pub(crate) dead: Counter as "events_dead" = "Events set aside as not understandable";
+        pub(crate) restarts: Counter = "Times an owner started again from its recorded position";
+        pub(crate) snapshots: Counter = "Snapshots written";
+        pub(crate) handovers_unrecorded: Counter = "Hand-overs that are not in the ledger";
+        pub(crate) unowned: Gauge as "partitions_unowned" =
+            "Partitions nobody owns, as far as this process knows";
+        lags: Family<PartitionLabel, Gauge<f64, AtomicU64>> as "partition_lag_seconds" =
+            "How far each partition owned here is behind";
+        handover: Latency<EnqueueBounds> as "handover_duration_seconds" =
+            "Time from handing an envelope over to the queue's confirmation";
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,14 +43,14 @@ impl PartitionLabel {
     }
 }
 
-#[derive(Clone, Debug)]
-struct Handover(Histogram);
+/// The bounds of the time until a gateway's queue confirms an envelope: from a
+/// PubAck over loopback to an election.
+#[derive(Debug)]
+pub(crate) struct EnqueueBounds;
 
-impl Default for Handover {
-    fn default() -> Self {
-        // From a PubAck over loopback to an election.
-        Self(Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0]))
-    }
+impl LatencyBounds for EnqueueBounds {
+    const SECONDS: &'static [f64] =
+        &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 }
 
 impl Metrics {
@@ -79,47 +75,6 @@ impl Metrics {
 
     /// An envelope was confirmed.
     pub(crate) fn handed_over(&self, took: Duration) {
-        self.handover.0.observe(took.as_secs_f64());
-    }
-
-    pub(crate) fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        let r = registry.sub_registry_with_prefix("qiyu_fanout");
-        r.register("partitions", "Partitions owned by this process", m.partitions.clone());
-        r.register("events", "Events folded", m.events.clone());
-        r.register("envelopes", "Envelopes handed to gateways", m.envelopes.clone());
-        r.register(
-            "envelopes_skipped",
-            "Envelopes not handed over because the gateway's queue was full",
-            m.skipped.clone(),
-        );
-        r.register("events_dead", "Events set aside as not understandable", m.dead.clone());
-        r.register(
-            "restarts",
-            "Times an owner started again from its recorded position",
-            m.restarts.clone(),
-        );
-        r.register("snapshots", "Snapshots written", m.snapshots.clone());
-        r.register(
-            "handovers_unrecorded",
-            "Hand-overs that are not in the ledger",
-            m.handovers_unrecorded.clone(),
-        );
-        r.register(
-            "partitions_unowned",
-            "Partitions nobody owns, as far as this process knows",
-            m.unowned.clone(),
-        );
-        r.register(
-            "partition_lag_seconds",
-            "How far each partition owned here is behind",
-            m.lags.clone(),
-        );
-        r.register(
-            "handover_duration_seconds",
-            "Time from handing an envelope over to the queue's confirmation",
-            m.handover.0.clone(),
-        );
-        m
+        self.handover.observe(took);
     }
 }

@@ -10,10 +10,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use prometheus_client::registry::Registry;
 use qiyu_fanout::{Config, Fanout};
 use qiyu_nats::{
-    Bus, BusConfig, Profile,
+    Bus,
     bucket::KvEntry,
     log::{APPEND_DEADLINE, AppendCondition},
-    server::{ChildGuard, ChildServer, find},
     stream::BucketName,
 };
 use qiyu_schema::{
@@ -21,6 +20,7 @@ use qiyu_schema::{
     event::{Event, Record, Sender},
     subject::{self, RoomKind},
 };
+use test_servers::start_bus;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -39,20 +39,7 @@ async fn a_partition_with_a_long_log_is_taken_over_as_fast_as_a_new_one() {
     let events = std::env::var("QIYU_TAKEOVER_EVENTS").ok().map(|number| number.parse().unwrap());
     let events = events.unwrap_or(EVENTS);
     let directory = tempfile::tempdir().unwrap();
-    let binary = find(None, &mut |_| {}).unwrap();
-    let path = directory.path();
-    let (durability, guard) = (Profile::Default, ChildGuard::Drop);
-    let server = ChildServer::start(&binary, path, durability, &guard, &mut |_| {}).await.unwrap();
-    let config = BusConfig {
-        url: server.url().clone(),
-        name: "test".into(),
-        replicas: 1,
-        retain: Duration::from_secs(3600),
-        ack_wait: Duration::from_secs(4),
-        profile: Profile::Default,
-    };
-    let bus = Bus::connect(&config).await.unwrap();
-    bus.provision().await.unwrap();
+    let (bus, _server) = start_bus(directory.path()).await;
 
     let (fresh, fanout, stop) = taken_over(&bus).await;
     let filled = Instant::now();

@@ -180,20 +180,7 @@ struct DisconnectValue(DisconnectReason);
 
 impl EncodeLabelValue for DisconnectValue {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let name = match self.0 {
-            DisconnectReason::Logout => "logout",
-            DisconnectReason::Disconnect => "disconnect",
-            DisconnectReason::Idle => "idle",
-            DisconnectReason::Slow => "slow",
-            DisconnectReason::Abuse => "abuse",
-            DisconnectReason::Replaced => "replaced",
-            DisconnectReason::Kicked => "kicked",
-            DisconnectReason::Banned => "banned",
-            DisconnectReason::Drained => "drained",
-            DisconnectReason::Unstored => "unstored",
-            DisconnectReason::Other => "other",
-        };
-        EncodeLabelValue::encode(&name, encoder)
+        EncodeLabelValue::encode(&self.0.as_str(), encoder)
     }
 }
 

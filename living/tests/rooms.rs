@@ -29,7 +29,8 @@ use qiyu_schema::{
 };
 use tokio_util::sync::CancellationToken;
 
-use support::{TIMEOUT, app, eventually, start_bus, user};
+use support::{TIMEOUT, app, eventually, user};
+use test_servers::start_bus;
 
 /// A nats-server and a database for living processes.
 struct Rooms {

@@ -15,10 +15,10 @@ use qiyu_schema::{
     command::{CloseRoom, FindRoom, LIVING_GROUP, ListRooms, OpenRoom, RoomPage, RoomView},
 };
 use sqlx::{AnyConnection, Connection, Row, any::AnyRow};
-use test_servers::Redis;
+use test_servers::{Redis, start_bus};
 use tokio_util::sync::CancellationToken;
 
-use support::{app, eventually, start_bus, user};
+use support::{app, eventually, user};
 
 /// Living processes over one nats-server, one SQLite file and perhaps a Redis.
 struct Storage {

@@ -280,6 +280,25 @@ pub enum DisconnectReason {
     Other,
 }
 
+impl DisconnectReason {
+    /// Returns the name as stored, which metrics and tools show, too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Logout => "logout",
+            Self::Disconnect => "disconnect",
+            Self::Idle => "idle",
+            Self::Slow => "slow",
+            Self::Abuse => "abuse",
+            Self::Replaced => "replaced",
+            Self::Kicked => "kicked",
+            Self::Banned => "banned",
+            Self::Drained => "drained",
+            Self::Unstored => "unstored",
+            Self::Other => "other",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

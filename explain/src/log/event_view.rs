@@ -349,16 +349,7 @@ impl<'a> EventView<'a> {
 
 fn ending(reason: DisconnectReason) -> &'static str {
     match reason {
-        DisconnectReason::Logout => "logout",
-        DisconnectReason::Disconnect => "disconnect",
-        DisconnectReason::Idle => "idle",
-        DisconnectReason::Slow => "slow",
-        DisconnectReason::Abuse => "abuse",
-        DisconnectReason::Replaced => "replaced",
-        DisconnectReason::Kicked => "kicked",
-        DisconnectReason::Banned => "banned",
-        DisconnectReason::Drained => "drained",
-        DisconnectReason::Unstored => "unstored",
         DisconnectReason::Other => "another reason",
+        known => known.as_str(),
     }
 }

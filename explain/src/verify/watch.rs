@@ -57,53 +57,21 @@ struct ProjectionLabel {
     projection: &'static str,
 }
 
-/// The metrics of the role.
-#[derive(Clone, Debug, Default)]
-struct Metrics {
-    /// Differences by projection, as of its last check.
-    differences: Family<ProjectionLabel, Gauge>,
-    /// Projections that could not be checked in the last verification.
-    unchecked: Gauge,
-    /// Verifications that came to an end.
-    runs: Counter,
-    /// Verifications that did not.
-    failures: Counter,
-    /// When the last one ended, seconds since 1970; 0: none has yet.
-    last: Gauge,
-    /// How long it took, seconds.
-    took: Gauge<f64, AtomicU64>,
-    /// Between two of them, seconds.
-    interval: Gauge<f64, AtomicU64>,
-}
-
-impl Metrics {
-    fn register(registry: &mut Registry) -> Self {
-        let m = Self::default();
-        let r = registry.sub_registry_with_prefix("qiyu_verify");
-        r.register(
-            "differences",
-            "Things that are not what the log says, as of when they were last checked",
-            m.differences.clone(),
-        );
-        r.register(
-            "unchecked",
-            "Projections that could not be checked in the last verification",
-            m.unchecked.clone(),
-        );
-        r.register("runs", "Verifications that came to an end", m.runs.clone());
-        r.register("failures", "Verifications that broke off", m.failures.clone());
-        r.register(
-            "last_seconds",
-            "When the last verification ended, since 1970; 0 before the first",
-            m.last.clone(),
-        );
-        r.register("took_seconds", "How long the last verification took", m.took.clone());
-        r.register(
-            "interval_seconds",
-            "Time from the end of a verification to the next one",
-            m.interval.clone(),
-        );
-        m
+qiyu_runtime::metrics! {
+    prefix = "qiyu_verify";
+    /// The metrics of the role.
+    #[derive(Clone, Debug)]
+    struct Metrics {
+        differences: Family<ProjectionLabel, Gauge> =
+            "Things that are not what the log says, as of when they were last checked";
+        unchecked: Gauge = "Projections that could not be checked in the last verification";
+        runs: Counter = "Verifications that came to an end";
+        failures: Counter = "Verifications that broke off";
+        last: Gauge as "last_seconds" =
+            "When the last verification ended, since 1970; 0 before the first";
+        took: Gauge<f64, AtomicU64> as "took_seconds" = "How long the last verification took";
+        interval: Gauge<f64, AtomicU64> as "interval_seconds" =
+            "Time from the end of a verification to the next one";
     }
 }
 

@@ -1,6 +1,10 @@
 //! A MariaDB and a Redis for one test: real servers in a temporary directory, removed on drop.
 //!
-//! The stories and the tests of `living` use it.
+//! The stories and the tests of `living` use it. [`start_bus`] starts a nats-server.
+
+mod bus;
+
+pub use bus::start_bus;
 
 use std::{
     fs::{self, File},
