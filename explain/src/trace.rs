@@ -30,9 +30,7 @@ pub fn command() -> Command {
         .help("Say in one sentence whether this user got it, and if not why not")
         .value_parser(|text: &str| text.parse::<UserId>());
     Command::new("trace")
-        .about(
-            "Tell a message's life from the record: accepted, handed over, acknowledged by target",
-        )
+        .about("Tell a message's life from the record: accepted, handed over, acknowledged by whom")
         .args([msg_id, user, OutputFormat::arg("pretty or json")])
 }
 

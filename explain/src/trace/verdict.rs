@@ -145,7 +145,7 @@ fn best(ends: Vec<(&AudienceMember, ConnectionOutcome)>, user: UserId) -> String
         ),
         ConnectionOutcome::GatewayDied { at_ms } => format!(
             "The record cannot tell: user {user} was in the room {on}{of_several}, and that \
-             gateway died at {} with the knowledge of who had acknowledged kind",
+             gateway died at {} with the knowledge of who had acknowledged what",
             date_time(at_ms)
         ),
         ConnectionOutcome::NotNamed { unnamed, of } => format!(
