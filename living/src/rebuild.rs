@@ -108,9 +108,8 @@ impl Rebuilder<'_> {
     /// Restores every room with an event in the log.
     async fn restore_from_log(&self, done: &mut Rebuilt) -> Result<(), RebuildError> {
         let filters = [RoomKind::Opened, RoomKind::Closed].map(subject::any_room).to_vec();
-        let mut reader = self.bus.read_log(filters, 0, None).await?;
-        for _ in 0..reader.pending_at_start() {
-            let entry = reader.next().await?;
+        let mut reader = self.bus.read_log(filters, 0, None).await?.to_end_at_opening();
+        while let Some(entry) = reader.next().await? {
             let record = match entry.record() {
                 Ok(record) => record,
                 Err(error) => {
