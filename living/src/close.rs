@@ -59,7 +59,8 @@ impl CloseError {
     }
 }
 
-/// Closes a room. Returns once no gateway accepts a message to it any more.
+/// Closes a room. Returns once every live gateway has confirmed that it accepts no message
+/// to it any more, or has not answered in time.
 pub(crate) async fn close(inner: &LivingInner, request: CloseRoom) -> Result<(), CloseError> {
     let CloseRoom { app, room, by } = request;
     match inner.statuses.status(app, room).await? {
