@@ -31,7 +31,7 @@ pub(crate) async fn rebuild(settings: &Settings) -> anyhow::Result<()> {
     let rebuilt = qiyu_living::rebuild(database, redis, &bus).await;
     bus.close().await;
     let Rebuilt { open, closed, retired, position } = rebuilt?;
-    let database = bus::redact_url(database);
+    let database = qiyu_runtime::url::redact_url(database);
     say(&format!(
         "rebuilt {database} from the log at {shown}\n  open     {open}\n  closed   {closed}\n  \
          retired  {retired}\n  position {position}"

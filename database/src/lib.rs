@@ -1,7 +1,7 @@
 //! Connections to a SQL database, shared by the services that keep tables.
 //!
-//! **Owns** the connection pool, the first connection, migrations, the time limit of a statement
-//! and the circuit breaker.
+//! **Owns** the connection pool, the first connection, migrations and the time limit of a
+//! statement.
 //!
 //! **Never** knows a table: each service brings its own migrations ([`Schema`]) and its own SQL.
 //!
@@ -11,21 +11,22 @@
 //!
 //! **Start at** [`Database::open`], then [`Database::run`].
 
-mod breaker;
 mod connect;
 mod error;
 mod migrate;
 mod url;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::BoxFuture;
+use qiyu_runtime::{breaker::CircuitBreaker, url::redact_url};
 use sqlx::{AnyPool, Connection as _, any::AnyPoolOptions};
 
-pub use breaker::CircuitBreaker;
 pub use error::{OpenError, StatementError};
 pub use migrate::Schema;
-pub use url::redact_url;
 
 use connect::{first_connection, prepare};
 
@@ -108,13 +109,13 @@ impl Database {
         action: &'static str,
         statement: impl Fn() -> BoxFuture<'a, Result<T, sqlx::Error>>,
     ) -> Result<T, StatementError> {
-        if !self.breaker.allows() {
+        if !self.breaker.allows(Instant::now()) {
             return Err(StatementError::Unavailable { action, tables: self.tables });
         }
         let done = tokio::time::timeout(STATEMENT_TIMEOUT, retry_deadlocks(statement)).await;
         match &done {
             Ok(Err(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut)) | Err(_) => {
-                self.breaker.record_failure();
+                self.breaker.record_failure(Instant::now());
             }
             // An answer that is an error is an answer.
             Ok(_) => {

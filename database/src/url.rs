@@ -1,15 +1,6 @@
-//! Database URLs: without their password, and the parts that matter to SQLite.
+//! Database URLs: the parts that matter to SQLite.
 
 use std::path::Path;
-
-/// Returns the URL without user and password, for logs and errors.
-pub fn redact_url(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) => format!("{}{}", &url[..scheme + 3], &url[at + 1..]),
-        (None, Some(at)) => url[at + 1..].to_owned(),
-        _ => url.to_owned(),
-    }
-}
 
 /// Adds the mode in which SQLite creates a missing file.
 pub(crate) fn create_if_missing(url: &str) -> String {
@@ -46,11 +37,5 @@ mod tests {
         assert_eq!(directory("mysql://h/x"), None);
         assert_eq!(create_if_missing("sqlite://x?mode=ro"), "sqlite://x?mode=ro");
         assert_eq!(create_if_missing("sqlite://x"), "sqlite://x?mode=rwc");
-    }
-
-    #[test]
-    fn a_redacted_url_holds_no_password() {
-        assert_eq!(redact_url("mysql://u:p@h/x?socket=/s"), "mysql://h/x?socket=/s");
-        assert_eq!(redact_url("sqlite://x.db"), "sqlite://x.db");
     }
 }

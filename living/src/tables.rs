@@ -1,7 +1,8 @@
 //! Reads the tables about rooms as they are, to compare them with the log. Creates, migrates and
 //! writes nothing.
 
-use qiyu_database::{OpenError, StatementError, redact_url};
+use qiyu_database::{OpenError, StatementError};
+use qiyu_runtime::url::redact_url;
 use qiyu_schema::{AppId, MsgId, RoomId, UserId};
 use sqlx::{AnyPool, any::AnyPoolOptions, any::AnyRow};
 

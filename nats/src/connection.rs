@@ -204,16 +204,9 @@ fn inbox_prefix(user: &str) -> Option<String> {
     (!user.is_empty() && user.chars().all(plain)).then(|| format!("_INBOX.{user}"))
 }
 
-/// Returns a URL without user and password, for logs and errors.
-pub fn redact_url(url: &str) -> String {
-    url.split(',')
-        .map(|one| match (one.find("://"), one.rfind('@')) {
-            (Some(scheme), Some(at)) => format!("{}{}", &one[..scheme + 3], &one[at + 1..]),
-            (None, Some(at)) => one[at + 1..].to_owned(),
-            _ => one.to_owned(),
-        })
-        .collect::<Vec<_>>()
-        .join(",")
+/// Returns URLs, separated by commas, without user and password, for logs and errors.
+pub fn redact_url(urls: &str) -> String {
+    urls.split(',').map(qiyu_runtime::url::redact_url).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

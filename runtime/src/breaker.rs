@@ -23,19 +23,20 @@ enum BreakerState {
 }
 
 impl CircuitBreaker {
-    /// Makes a closed circuit breaker. `probe_timeout` is the longest that a call may take.
+    /// Makes a closed circuit breaker. After `probe_timeout` without an outcome of a probe,
+    /// another call may probe.
     pub fn new(cooldown: Duration, probe_timeout: Duration) -> Self {
         Self { cooldown, probe_timeout, state: Mutex::new(BreakerState::Closed) }
     }
 
-    /// Returns whether a call may be made now. Its outcome is to be recorded.
-    pub fn allows(&self) -> bool {
+    /// Returns whether a call may be made at `now`. Its outcome is to be recorded.
+    pub fn allows(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
         match *state {
             BreakerState::Closed => true,
-            BreakerState::OpenUntil(retry_at) if Instant::now() < retry_at => false,
+            BreakerState::OpenUntil(retry_at) if now < retry_at => false,
             BreakerState::OpenUntil(_) => {
-                *state = BreakerState::OpenUntil(Instant::now() + self.probe_timeout);
+                *state = BreakerState::OpenUntil(now + self.probe_timeout);
                 true
             }
         }
@@ -48,8 +49,8 @@ impl CircuitBreaker {
     }
 
     /// Opens the circuit for the cooldown. Returns whether it was closed.
-    pub fn record_failure(&self) -> bool {
-        let open = BreakerState::OpenUntil(Instant::now() + self.cooldown);
+    pub fn record_failure(&self, now: Instant) -> bool {
+        let open = BreakerState::OpenUntil(now + self.cooldown);
         let before = std::mem::replace(&mut *self.state.lock(), open);
         matches!(before, BreakerState::Closed)
     }
@@ -59,20 +60,20 @@ impl CircuitBreaker {
 mod tests {
     use super::*;
 
-    const SHORT: Duration = Duration::from_millis(20);
-
     #[test]
     fn after_a_failure_one_call_per_cooldown_is_allowed() {
-        let breaker = CircuitBreaker::new(SHORT, Duration::from_secs(60));
-        assert!(breaker.allows());
-        assert!(breaker.record_failure(), "it was closed");
-        assert!(!breaker.record_failure(), "it was open already");
-        assert!(!breaker.allows());
-        std::thread::sleep(SHORT);
-        assert!(breaker.allows(), "the probe");
-        assert!(!breaker.allows(), "only one");
+        let cooldown = Duration::from_millis(20);
+        let breaker = CircuitBreaker::new(cooldown, Duration::from_secs(60));
+        let failed_at = Instant::now();
+        assert!(breaker.allows(failed_at));
+        assert!(breaker.record_failure(failed_at), "it was closed");
+        assert!(!breaker.record_failure(failed_at), "it was open already");
+        assert!(!breaker.allows(failed_at));
+        let later = failed_at + cooldown;
+        assert!(breaker.allows(later), "the probe");
+        assert!(!breaker.allows(later), "only one");
         assert!(breaker.record_success());
-        assert!(breaker.allows() && breaker.allows());
+        assert!(breaker.allows(later) && breaker.allows(later));
         assert!(!breaker.record_success(), "it was closed already");
     }
 }

@@ -24,11 +24,11 @@ mod rooms;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use qiyu_database::CircuitBreaker;
 use qiyu_nats::chain;
+use qiyu_runtime::breaker::CircuitBreaker;
 use redis::{
     Client, Cmd, FromRedisValue, RedisError,
     aio::{ConnectionManager, ConnectionManagerConfig},
@@ -89,7 +89,7 @@ impl RedisCache {
         action: &'static str,
         command: &Cmd,
     ) -> Result<T, RedisCallError> {
-        if !self.breaker.allows() {
+        if !self.breaker.allows(Instant::now()) {
             return Err(RedisCallError::Unavailable);
         }
         let mut connection = self.connection.clone();
@@ -105,7 +105,7 @@ impl RedisCache {
                 }
             }
             Err(error) => {
-                if self.breaker.record_failure() {
+                if self.breaker.record_failure(Instant::now()) {
                     warn!(error = %chain(error), "Redis unavailable, the database is read instead");
                 }
             }
