@@ -44,7 +44,8 @@ impl TokenBucket {
     /// Takes one token, and returns whether there was one.
     pub fn take(&mut self, rate: Rate, now: Instant) -> bool {
         self.tokens = self.tokens_at(rate, now);
-        self.refilled_at = now;
+        // A caller that waited for a lock brings an earlier time.
+        self.refilled_at = self.refilled_at.max(now);
         let admitted = self.tokens >= 1.0;
         if admitted {
             self.tokens -= 1.0;
@@ -124,6 +125,17 @@ mod tests {
         assert_eq!([at(499), at(500), at(501)], [false, true, false]);
         // An hour without an event still gives only the burst.
         assert_eq!([3_600_000; 4].map(at), [true, true, true, false]);
+    }
+
+    #[test]
+    fn an_earlier_time_credits_nothing_twice() {
+        let rate = Rate { per_second: 1.0, burst: 1 };
+        let start = Instant::now();
+        let later = start + Duration::from_secs(1);
+        let mut bucket = TokenBucket::full(rate, start);
+        assert!(bucket.take(rate, start) && bucket.take(rate, later));
+        assert!(!bucket.take(rate, start));
+        assert!(!bucket.take(rate, later), "the second from start to later is spent");
     }
 
     #[test]
