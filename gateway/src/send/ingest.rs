@@ -13,7 +13,7 @@ use qiyu_schema::{
     event::Record,
 };
 use tokio::time::Instant;
-use tracing::{debug, field, warn};
+use tracing::{debug, error, field, warn};
 
 use super::{
     checks::{self, Admission, Rejection, RoomPresence, SendState},
@@ -75,7 +75,8 @@ pub(crate) async fn handle_send(
     let sender = origin.sender(client_msg_id);
     let key = origin.dedup_key(client_msg_id);
     let Some((subject, event)) = event::build(identity, sender, request, created_ms) else {
-        return Ok(None);
+        error!(connection = %connection.id, "an admitted request has no event");
+        return Err(RefusalCode::NotStored);
     };
     let record = Record::at(qiyu_nats::now_ms(), event);
     let append_started = Instant::now();
