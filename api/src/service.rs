@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use prometheus_client::registry::Registry;
-use qiyu_nats::{Bus, backpressure::Backpressure, bucket::BucketError, lag::LagReports};
+use qiyu_nats::{Bus, backpressure::Backpressure, bucket::BucketError};
 use qiyu_presence::{Gateways, Sessions};
 use qiyu_runtime::limiter::{KeyedLimiter, Rate};
 use qiyu_schema::{AppId, Secret, ticket::TicketKey};
@@ -119,7 +119,10 @@ impl Api {
         });
         let calls = |error: Box<dyn std::error::Error + Send + Sync>| StartError::Calls(error);
         let lags = bus.lag_reports().await.map_err(|error| calls(error.into()))?;
-        tasks.spawn(watch_lag(Arc::clone(&context), lags, stop.clone()));
+        tasks.spawn({
+            let (context, stop) = (Arc::clone(&context), stop.clone());
+            async move { context.backpressure.follow(lags, stop).await }
+        });
         let description = "Messages, tickets, presence and measures, for integrators";
         let service = bus.command_service("qiyu-server", description, &tasks, stop).await;
         let service = service.map_err(calls)?;
@@ -147,12 +150,5 @@ impl Api {
     pub async fn stopped(self) {
         self.tasks.wait().await;
         self.context.profiles.close().await;
-    }
-}
-
-/// Keeps the lag of each partition, from which backpressure follows, as gateways do.
-async fn watch_lag(context: Arc<ApiContext>, mut lags: LagReports, stop: CancellationToken) {
-    while let Some(Some((partition, behind))) = stop.run_until_cancelled(lags.next()).await {
-        context.backpressure.report(partition, behind);
     }
 }

@@ -7,9 +7,11 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::time::Instant;
-
 use qiyu_schema::id::Partition;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::lag::LagReports;
 
 /// Lag above which backpressure starts.
 const START_ABOVE: Duration = Duration::from_secs(2);
@@ -38,6 +40,13 @@ impl Backpressure {
         let mut reported = self.0[partition.index()].lock();
         let active = behind > START_ABOVE || (reported.is_some() && behind >= END_BELOW);
         *reported = active.then(Instant::now);
+    }
+
+    /// Records every report until `stop`.
+    pub async fn follow(&self, mut reports: LagReports, stop: CancellationToken) {
+        while let Some(Some((partition, behind))) = stop.run_until_cancelled(reports.next()).await {
+            self.report(partition, behind);
+        }
     }
 
     /// Returns the number of partitions that accept no messages now.

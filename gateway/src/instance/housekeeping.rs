@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use qiyu_nats::{chain, lag::LagReports, outbox::Backlog};
+use qiyu_nats::{chain, outbox::Backlog};
 use qiyu_presence::SessionPolicy;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -63,17 +63,6 @@ pub(crate) async fn run_housekeeping(instance: Arc<GatewayInstance>, stop: Cance
             refreshed_at = Instant::now();
             instance.tasks.spawn(refresh_sessions(Arc::clone(&instance)));
         }
-    }
-}
-
-/// Keeps the backpressure of every partition up to date until `stop`.
-pub(crate) async fn watch_lag(
-    instance: Arc<GatewayInstance>,
-    mut lags: LagReports,
-    stop: CancellationToken,
-) {
-    while let Some(Some((partition, behind))) = stop.run_until_cancelled(lags.next()).await {
-        instance.backpressure.report(partition, behind);
     }
 }
 

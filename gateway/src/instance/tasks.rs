@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use super::{
     GatewayInstance, commands,
     enforcement::watch_sanctions,
-    housekeeping::{UNPLANNED_CLOSE_WINDOW, run_housekeeping, watch_lag},
+    housekeeping::{UNPLANNED_CLOSE_WINDOW, run_housekeeping},
 };
 use crate::{
     close::CloseReason,
@@ -121,7 +121,10 @@ impl InstanceTasks {
         commands::serve(&instance, &tasks, stop.clone()).await.map_err(listen)?;
         let lags = bus.lag_reports().await.map_err(|error| listen(error.into()))?;
         tasks.spawn(watch_sanctions(Arc::clone(&instance), stop.clone()));
-        tasks.spawn(watch_lag(Arc::clone(&instance), lags, stop.clone()));
+        tasks.spawn({
+            let (instance, stop) = (Arc::clone(&instance), stop.clone());
+            async move { instance.backpressure.follow(lags, stop).await }
+        });
         tasks.spawn(run_housekeeping(Arc::clone(&instance), stop.clone()));
         *inner.current.write() = Some(Arc::clone(&instance));
         info!(%gateway, "gateway is announced");
