@@ -13,14 +13,13 @@ use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use qiyu_nats::{Bus, bucket::BucketError, chain, vitals::GatewayVitals};
 use qiyu_presence::Gateways;
 use qiyu_schema::event::DisconnectReason;
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
     close::CloseReason,
     config::Config,
-    delivery::Order,
     frame::Transport,
     gateway::inner::GatewayInner,
     instance::{
@@ -189,11 +188,8 @@ impl Gateway {
                 "drain window over with connections left"
             );
         }
-        let (done, reassigned) = oneshot::channel();
-        if instance.orders.send(Order::HandOn { done }).await.is_ok() {
-            // Messages that are not reassigned in time are recovered from the queue.
-            tokio::time::timeout(REASSIGN_TIMEOUT, reassigned).await.ok();
-        }
+        // Messages that are not reassigned in time are recovered from the queue.
+        tokio::time::timeout(REASSIGN_TIMEOUT, instance.delivery.reassign_unacked()).await.ok();
         self.inner.finish.cancel();
     }
 

@@ -18,13 +18,12 @@ use parking_lot::Mutex;
 use qiyu_nats::{Bus, backpressure::Backpressure, bucket::BucketError, stream::BucketName};
 use qiyu_presence::{Registration, Session, Sessions};
 use qiyu_schema::{AppId, ConnId, Incarnation, RoomId, room};
-use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
 use crate::{
     close::CloseReason,
     config::Config,
-    delivery::{Order, connection::Connection, in_flight::Desk},
+    delivery::{DeliveryHandle, connection::Connection},
     metrics::Metrics,
     rate_limit::RateLimits,
     send::{content::ContentChecker, likes::LikeCounter, sanctions::Sanctions},
@@ -45,8 +44,7 @@ pub(crate) struct GatewayInstance {
     pub(crate) rate_limits: Arc<RateLimits>,
     pub(crate) backpressure: Backpressure,
     pub(crate) likes: LikeCounter,
-    pub(crate) orders: mpsc::Sender<Order>,
-    pub(crate) desk: Desk,
+    pub(crate) delivery: DeliveryHandle,
     pub(crate) metrics: Metrics,
     /// Tasks that must finish before this incarnation may end.
     pub(crate) tasks: TaskTracker,

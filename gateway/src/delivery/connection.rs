@@ -1,5 +1,5 @@
-//! One logged-in connection, as everybody but its socket sees it: a bounded
-//! queue to write to, and what it owes.
+//! A logged-in connection as the rest of the gateway sees it: its identity and a
+//! bounded output queue.
 
 use std::{
     collections::VecDeque,
@@ -12,68 +12,72 @@ use std::{
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
-use qiyu_schema::{ConnId, MsgId, RoomId, ledger::UnackedReason as Why};
+use qiyu_schema::{ConnId, RoomId};
 use tokio::{sync::Notify, time::Instant};
 
+use super::input::MissedMessage;
 use crate::{
     close::CloseReason,
-    delivery::in_flight::{Copy, Entry, Settled},
     frame::{EncodedMessage, Reply, Transport, code},
     session::identity::ClientIdentity,
 };
 
-/// Bytes a connection may have waiting while it takes nothing. The messages are
-/// shared by all that wait for them, so what is bounded is a reader's lateness.
-const QUEUE_BYTES_STALLED: usize = 1024 * 1024;
-/// How long it may take nothing with that much waiting.
-const STALL_MAX: Duration = Duration::from_secs(1);
-/// Bytes a connection may have waiting although it reads: what gathers in a
-/// stall of fan-out comes at once, and a healthy reader needs a while for it.
-const QUEUE_BYTES_MAX: usize = 16 * QUEUE_BYTES_STALLED;
-/// Messages one connection may owe. Further ones are written, not counted on.
-const UNACKED_MAX: usize = 4096;
-/// Given up this often in a row, a connection is lagging: it gets what everybody
-/// gets, but no envelope is held up for it, until it acknowledges something again.
-const STRIKES_MAX: u32 = 3;
+/// Bytes that may be queued for a connection while its socket takes nothing.
+/// Messages are shared by their recipients, so this bounds how late a reader may be.
+const QUEUE_BYTES_STALLED_MAX: usize = 1024 * 1024;
+/// How long a socket may take nothing with that much queued.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes that may be queued for a connection that reads: the messages that gather
+/// while fan-out stalls come at once, and a healthy reader needs a while for them.
+const QUEUE_BYTES_MAX: usize = 16 * QUEUE_BYTES_STALLED_MAX;
 /// Bytes taken from the queue for one write.
 const WRITE_BYTES: usize = 64 * 1024;
+/// The approximate size of a reply.
+const REPLY_BYTES: usize = 256;
 
 /// A logged-in connection.
+///
+/// The delivery task puts messages on the queue, the connection's own task puts
+/// replies on it and drains it. The room is written by the delivery task alone.
 pub(crate) struct Connection {
     pub(crate) id: ConnId,
     pub(crate) identity: ClientIdentity,
     transport: Transport,
     /// The user's id as it is spliced into every message.
     user_digits: String,
-    /// The room it entered with; 0: none, or not any more.
+    /// The room that it entered with its login. 0: none, or not any more.
     room: AtomicU64,
-    /// The room is closed, the notice is on its way.
+    /// The room is closed, and the notice of it is on its way.
     room_ended: AtomicBool,
-    queue: Mutex<Queue>,
+    output: Mutex<OutputQueue>,
     /// Wakes the socket's task.
     pub(crate) wake: Notify,
 }
 
+/// The connection is closing and takes no message any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Closing;
+
 #[derive(Default)]
-struct Queue {
-    items: VecDeque<Item>,
+struct OutputQueue {
+    items: VecDeque<Output>,
     bytes: usize,
     /// Nothing is written before the welcome.
     welcomed: bool,
     closing: Option<CloseReason>,
     /// Since when the socket has taken nothing.
-    stalled: Option<Instant>,
-    /// What it owes, in the order it was sent.
-    unacked: VecDeque<(MsgId, Arc<Entry>)>,
-    strikes: u32,
+    stalled_since: Option<Instant>,
 }
 
-enum Item {
-    Reply(i32, Reply),
-    Message(Arc<Entry>),
-    /// What a resume brings has a bound of its own, so it does not count here.
-    Missed(Arc<Entry>),
-    Notice(Arc<EncodedMessage>),
+enum Output {
+    Reply(i32, Box<Reply>),
+    Message {
+        message: Arc<EncodedMessage>,
+        /// When it was accepted, ms since 1970, if it is measured at this connection.
+        accepted_ms: Option<u64>,
+    },
+    /// A message of a resume. These have a limit of their own, so they do not count here.
+    Missed(Arc<EncodedMessage>),
 }
 
 impl Connection {
@@ -90,235 +94,182 @@ impl Connection {
             transport,
             room: AtomicU64::new(room.map_or(0, RoomId::get)),
             room_ended: AtomicBool::new(false),
-            queue: Mutex::default(),
+            output: Mutex::default(),
             wake: Notify::new(),
         })
     }
 
-    /// What its client speaks.
     pub(crate) fn transport(&self) -> Transport {
         self.transport
     }
 
-    /// The room it is in.
+    /// Returns the room that it is in.
     pub(crate) fn room(&self) -> Option<RoomId> {
         self.room.load(Ordering::Acquire).try_into().ok()
     }
 
-    /// Whether the room it is in takes no messages any more.
+    /// Returns whether the room that it is in takes no messages any more.
     pub(crate) fn room_has_ended(&self) -> bool {
         self.room_ended.load(Ordering::Acquire)
     }
 
-    /// The room is closed: nothing is taken for it any more.
-    pub(crate) fn end_room(&self) {
+    /// Notes that its room takes no messages any more.
+    pub(super) fn end_room(&self) {
         self.room_ended.store(true, Ordering::Release);
     }
 
-    /// From now on it is in no room.
-    pub(crate) fn detach(&self) {
+    /// Takes it out of its room.
+    pub(super) fn detach_from_room(&self) {
         self.room.store(0, Ordering::Release);
     }
 
-    /// The first thing it hears, then what it has missed, then what came meanwhile.
-    pub(crate) fn welcome(self: &Arc<Self>, reply: Reply, missed: &[Arc<Entry>]) {
-        let mut queue = self.queue.lock();
-        for entry in missed.iter().rev() {
-            entry.note_written(Copy::First);
-            queue.unacked.push_front((entry.msg_id, Arc::clone(entry)));
-            queue.items.push_front(Item::Missed(Arc::clone(entry)));
+    /// Queues the welcome and the missed messages in front of the messages that
+    /// came meanwhile, and lets all of them be written.
+    pub(crate) fn welcome(&self, reply: Reply, missed: &[MissedMessage]) {
+        let mut output = self.output.lock();
+        for MissedMessage { message, .. } in missed.iter().rev() {
+            output.items.push_front(Output::Missed(Arc::clone(message)));
         }
-        queue.items.push_front(Item::Reply(code::LOGIN, reply));
-        queue.welcomed = true;
-        drop(queue);
+        output.items.push_front(Output::Reply(code::LOGIN, Box::new(reply)));
+        output.welcomed = true;
+        drop(output);
         self.wake.notify_one();
     }
 
     /// Queues a frame for this client alone.
     pub(crate) fn reply(&self, code: i32, reply: Reply) {
-        let mut queue = self.queue.lock();
-        queue.bytes += REPLY_BYTES;
-        queue.items.push_back(Item::Reply(code, reply));
-        self.check_bounds(&mut queue);
-        drop(queue);
+        let mut output = self.output.lock();
+        output.push(Output::Reply(code, Box::new(reply)));
+        drop(output);
         self.wake.notify_one();
     }
 
-    /// Queues what may be lost; a connection with much to read is spared it.
+    /// Queues a notice, which may be lost: a connection with much to read does
+    /// not get it.
     pub(crate) fn notice(&self, message: &Arc<EncodedMessage>) {
-        let mut queue = self.queue.lock();
-        if queue.closing.is_none() && queue.bytes < QUEUE_BYTES_STALLED {
-            queue.bytes += message.bytes();
-            queue.items.push_back(Item::Notice(Arc::clone(message)));
-            drop(queue);
+        let mut output = self.output.lock();
+        if output.closing.is_none() && output.bytes < QUEUE_BYTES_STALLED_MAX {
+            output.bytes += message.bytes();
+            let message = Arc::clone(message);
+            output.items.push_back(Output::Message { message, accepted_ms: None });
+            drop(output);
             self.wake.notify_one();
         }
     }
 
-    /// Queues the first copy of a message that [`Entry::expect`]s this connection.
-    pub(crate) fn send(self: &Arc<Self>, entry: &Arc<Entry>) {
-        let mut queue = self.queue.lock();
-        if queue.closing.is_some() {
-            drop(queue);
-            return entry.leave_owing(self);
+    /// Queues a copy of a message. `accepted_ms` is given if its time is measured here.
+    pub(super) fn send(
+        &self,
+        message: &Arc<EncodedMessage>,
+        accepted_ms: Option<u64>,
+    ) -> Result<(), Closing> {
+        let mut output = self.output.lock();
+        if output.closing.is_some() {
+            return Err(Closing);
         }
-        let counted_on = queue.unacked.len() < UNACKED_MAX;
-        if counted_on {
-            queue.unacked.push_back((entry.msg_id, Arc::clone(entry)));
-        }
-        self.push(&mut queue, entry, Copy::First);
-        drop(queue);
-        if !counted_on {
-            entry.except(self, Why::Lagging);
-            entry.settle(Settled::GivenUp);
-        }
+        output.push(Output::Message { message: Arc::clone(message), accepted_ms });
+        drop(output);
         self.wake.notify_one();
+        Ok(())
     }
 
-    /// Whether it has ignored several messages in a row.
-    pub(crate) fn is_lagging(&self) -> bool {
-        STRIKES_MAX <= self.queue.lock().strikes
-    }
-
-    /// Queues a further copy, if it still owes.
-    pub(crate) fn send_again(&self, entry: &Arc<Entry>) {
-        let mut queue = self.queue.lock();
-        let owes = queue.unacked.iter().any(|(_, owed)| Arc::ptr_eq(owed, entry));
-        if owes && queue.closing.is_none() {
-            self.push(&mut queue, entry, Copy::Again);
-            drop(queue);
-            self.wake.notify_one();
-        }
-    }
-
-    /// Expects nothing of it any more; `false` if it owed nothing.
-    pub(crate) fn give_up(&self, entry: &Arc<Entry>) -> bool {
-        let mut queue = self.queue.lock();
-        let owed = queue.unacked.iter().position(|(_, owed)| Arc::ptr_eq(owed, entry));
-        let Some(index) = owed else { return false };
-        queue.unacked.remove(index);
-        queue.strikes += 1;
-        true
-    }
-
-    /// It has acknowledged a message. Returns what that settled: nothing if it owed nothing.
-    pub(crate) fn acknowledge(&self, msg_id: MsgId) -> Option<Arc<Entry>> {
-        let mut queue = self.queue.lock();
-        queue.strikes = 0;
-        // Acknowledgements come in order, mostly: the search ends at once.
-        let index = queue.unacked.iter().position(|(owed, _)| *owed == msg_id)?;
-        let (_, entry) = queue.unacked.remove(index)?;
-        drop(queue);
-        entry.acknowledged_by(self.id);
-        Some(entry)
-    }
-
-    /// Brings it to an end, after what is queued. Only the first reason counts.
-    pub(crate) fn close(&self, close: CloseReason) {
-        let mut queue = self.queue.lock();
-        if queue.closing.is_none() {
-            if let Some(farewell) = close.farewell() {
+    /// Closes the connection after the queued output. Only the first reason counts.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        let mut output = self.output.lock();
+        if output.closing.is_none() {
+            if let Some(farewell) = reason.farewell() {
                 let reply = Reply::to(self.identity.app, self.identity.user, farewell);
-                queue.items.push_back(Item::Reply(code::LOGOUT, reply));
+                output.items.push_back(Output::Reply(code::LOGOUT, Box::new(reply)));
             }
-            queue.closing = Some(close);
+            output.closing = Some(reason);
         }
-        drop(queue);
+        drop(output);
         self.wake.notify_one();
     }
 
-    /// Why it is about to end, if it is.
+    /// Returns why it is closing, if it is.
     pub(crate) fn closing(&self) -> Option<CloseReason> {
-        self.queue.lock().closing.clone()
+        self.output.lock().closing.clone()
     }
 
-    /// The socket is gone: what it owed is its user's now.
+    /// Drops the queued output after the socket has gone. From here on it takes
+    /// no message.
     pub(crate) fn abandon(&self) {
-        let owed = {
-            let mut queue = self.queue.lock();
-            queue.closing.get_or_insert(CloseReason::Disconnected);
-            queue.items.clear();
-            queue.bytes = 0;
-            std::mem::take(&mut queue.unacked)
-        };
-        for (_, entry) in owed {
-            entry.leave_owing(self);
-        }
+        let mut output = self.output.lock();
+        output.closing.get_or_insert(CloseReason::Disconnected);
+        output.clear();
     }
 
-    /// The socket takes nothing since then; `None`: it does.
+    /// Notes since when the socket takes nothing. `None`: it takes output.
     pub(crate) fn note_stall(&self, since: Option<Instant>) {
-        self.queue.lock().stalled = since;
+        self.output.lock().stalled_since = since;
     }
 
-    /// Bytes waiting for it.
+    /// Returns the bytes that are queued for it.
     pub(crate) fn queued_bytes(&self) -> usize {
-        self.queue.lock().bytes
+        self.output.lock().bytes
     }
 
-    /// Moves what is queued to `out`, up to a good write's worth. Of messages
-    /// that are measured here, `accepted_ms` gets when they were accepted.
+    /// Moves queued output to `out`, as much as one good write takes. Appends to
+    /// `accepted_ms` the times of the messages that are measured here.
     pub(crate) fn drain_into(&self, out: &mut BytesMut, accepted_ms: &mut Vec<u64>) {
-        let mut queue = self.queue.lock();
-        if !queue.welcomed {
-            // A refusal before the welcome has nothing queued before it but its farewell.
-            if queue.closing.is_none() {
+        let mut output = self.output.lock();
+        if !output.welcomed {
+            // Before the welcome, a closing connection has its farewell to write only.
+            if output.closing.is_none() {
                 return;
             }
-            queue.items.retain(|item| matches!(item, Item::Reply(..)));
+            output.items.retain(|item| matches!(item, Output::Reply(..)));
         }
         while out.len() < WRITE_BYTES
-            && let Some(item) = queue.items.pop_front()
+            && let Some(item) = output.items.pop_front()
         {
-            queue.bytes = queue.bytes.saturating_sub(item.bytes());
+            output.bytes = output.bytes.saturating_sub(item.bytes());
             match item {
-                Item::Reply(code, reply) => self.transport.write_reply(out, code, &reply),
-                Item::Message(entry) | Item::Missed(entry) => {
-                    accepted_ms.extend(entry.first_written_to(self.id));
-                    self.transport.write_message(out, &entry.message, &self.user_digits);
+                Output::Reply(code, reply) => self.transport.write_reply(out, code, &reply),
+                Output::Message { message, accepted_ms: measured } => {
+                    accepted_ms.extend(measured);
+                    self.transport.write_message(out, &message, &self.user_digits);
                 }
-                Item::Notice(message) => {
-                    self.transport.write_message(out, &message, &self.user_digits)
+                Output::Missed(message) => {
+                    self.transport.write_message(out, &message, &self.user_digits);
                 }
             }
         }
     }
 
-    /// Whether nothing waits to be written.
+    /// Returns whether no output is queued.
     pub(crate) fn is_drained(&self) -> bool {
-        let queue = self.queue.lock();
-        queue.items.is_empty()
-    }
-
-    fn push(&self, queue: &mut Queue, entry: &Arc<Entry>, copy: Copy) {
-        queue.bytes += entry.message.bytes();
-        queue.items.push_back(Item::Message(Arc::clone(entry)));
-        entry.note_written(copy);
-        self.check_bounds(queue);
-    }
-
-    fn check_bounds(&self, queue: &mut Queue) {
-        let stalled = queue.stalled.is_some_and(|since| STALL_MAX <= since.elapsed());
-        let allowed = if stalled { QUEUE_BYTES_STALLED } else { QUEUE_BYTES_MAX };
-        if allowed < queue.bytes && queue.closing.is_none() {
-            // It will not read what is queued: nothing of it is kept.
-            queue.items.clear();
-            queue.bytes = 0;
-            queue.closing = Some(CloseReason::SlowReader);
-        }
+        self.output.lock().items.is_empty()
     }
 }
 
-/// About what a reply holds.
-const REPLY_BYTES: usize = 256;
+impl OutputQueue {
+    /// Queues output. Closes the connection if it reads too slowly for it.
+    fn push(&mut self, item: Output) {
+        self.bytes += item.bytes();
+        self.items.push_back(item);
+        let stalled = self.stalled_since.is_some_and(|since| since.elapsed() >= STALL_TIMEOUT);
+        let bytes_max = if stalled { QUEUE_BYTES_STALLED_MAX } else { QUEUE_BYTES_MAX };
+        if self.bytes > bytes_max && self.closing.is_none() {
+            // The peer will not read the queued output, so none of it is kept.
+            self.clear();
+            self.closing = Some(CloseReason::SlowReader);
+        }
+    }
 
-impl Item {
+    fn clear(&mut self) {
+        self.items.clear();
+        self.bytes = 0;
+    }
+}
+
+impl Output {
     fn bytes(&self) -> usize {
         match self {
             Self::Reply(..) => REPLY_BYTES,
-            Self::Message(entry) => entry.message.bytes(),
+            Self::Message { message, .. } => message.bytes(),
             Self::Missed(_) => 0,
-            Self::Notice(message) => message.bytes(),
         }
     }
 }

@@ -1,147 +1,194 @@
-//! 1:1 messages: each connection has a line of its own, in the order of the log.
+//! Direct messages: each connection has a queue of its own, in the order of the log.
 //!
-//! As in rooms, every envelope names the message before it on this connection,
-//! and what is missing is read from the log.
+//! As in rooms, every envelope names the message before it on a connection, and
+//! missing messages are read from the log.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::btree_map::Entry, sync::Arc};
 
-use qiyu_nats::{chain, log::LogEntry};
-use qiyu_schema::{ConnId, MsgId, envelope::DirectTarget, event::Event, subject};
-use tracing::warn;
+use qiyu_schema::{AppId, ConnId, MsgId, envelope::DirectTarget, ledger::Via};
 
 use super::{
-    DeliveryTask, GAP_PATIENCE, Order,
-    gaps::{GAP_RETRY, read_gap},
-    retry::From,
+    action::{Action, Timer},
+    gaps::GAP_TIMEOUT,
+    ids::QueuePosition,
+    in_flight::{Origin, Resolution},
+    input::LoggedMessage,
+    state::{BufferedDirect, Core, DirectQueue, GapTimer},
 };
-use crate::{
-    delivery::in_flight::{Entry, Sample, Settled},
-    frame::EncodedMessage,
-};
+use crate::frame::EncodedMessage;
 
-/// 1:1 messages of one connection.
-#[derive(Default)]
-pub(super) struct DirectLine {
-    /// The last one sent to it.
-    last: Option<MsgId>,
-    waiting: BTreeMap<MsgId, Waiting>,
-    /// Somebody is about to look whether it still misses something.
-    looking: bool,
-}
-
-/// A message that has to wait for the one before it.
-struct Waiting {
-    prev: Option<MsgId>,
-    entry: Arc<Entry>,
-}
-
-impl DirectLine {
-    /// Its connection is gone: what waits here waits for the next login.
-    pub(super) fn leave(self) {
-        for Waiting { entry, .. } in self.waiting.into_values() {
-            entry.settle(Settled::Left);
-        }
-    }
-}
-
-impl DeliveryTask {
-    /// An envelope for connections of one user: on each it waits its turn.
-    pub(super) fn arrive_direct(&mut self, entry: &Arc<Entry>, to: &[DirectTarget]) {
-        for DirectTarget { connection: id, prev } in to {
-            let Some(connection) = self.connections.get(id) else { continue };
-            let Some(line) = self.direct.get_mut(id) else { continue };
-            if line.last.is_some_and(|last| entry.msg_id <= last) {
-                continue; // it has been read from the log meanwhile
+impl Core {
+    /// Buffers a message for connections of its user, then delivers all that
+    /// are in order.
+    pub(super) fn enqueue_direct(
+        &mut self,
+        app: AppId,
+        msg_id: MsgId,
+        position: QueuePosition,
+        message: Arc<EncodedMessage>,
+        at_ms: Option<u64>,
+        targets: &[DirectTarget],
+    ) {
+        let origin = Origin::envelope(Via::Envelope, position);
+        let mut in_flight = self.open(app, None, msg_id, message, origin);
+        in_flight.sample_one_of(1, at_ms);
+        for DirectTarget { connection: id, prev } in targets {
+            let Some(connection) = self.connections.get_mut(id) else { continue };
+            if connection.direct.last.is_some_and(|last| msg_id <= last) {
+                continue; // read from the log meanwhile
             }
-            entry.expect(connection);
-            let waiting = Waiting { prev: *prev, entry: Arc::clone(entry) };
-            line.waiting.insert(entry.msg_id, waiting);
-            self.advance_direct(*id);
+            // It may be buffered already, by another envelope with the same message.
+            if let Entry::Vacant(free) = connection.direct.buffered.entry(msg_id) {
+                in_flight.expect(*id);
+                free.insert(BufferedDirect { prev: *prev, delivery: in_flight.id });
+            }
+        }
+        let expecting = in_flight.recipients.clone();
+        self.start(in_flight);
+        for connection in expecting {
+            self.drain_direct_in_order(connection);
         }
     }
 
-    fn advance_direct(&mut self, id: ConnId) {
-        let (Some(connection), Some(line)) = (self.connections.get(&id), self.direct.get_mut(&id))
-        else {
-            return;
-        };
-        while let Some(first) = line.waiting.first_entry() {
-            if line.last < first.get().prev {
-                let arm = !std::mem::replace(&mut line.looking, true);
-                if arm {
-                    self.later(GAP_PATIENCE, Order::DirectGap(id));
+    /// Delivers the buffered messages of a connection, up to the first gap.
+    fn drain_direct_in_order(&mut self, id: ConnId) {
+        while let Some(connection) = self.connections.get_mut(&id)
+            && let Some(first) = connection.direct.buffered.first_entry()
+        {
+            if connection.direct.last < first.get().prev {
+                if connection.direct.gap_timer.arm() {
+                    let (after, timer) = (GAP_TIMEOUT, Timer::DirectGap(id));
+                    self.actions.push(Action::ArmTimer { after, timer });
                 }
                 return;
             }
-            let (msg_id, Waiting { entry, .. }) = first.remove_entry();
-            if line.last.is_some_and(|last| msg_id <= last) {
-                entry.settle(Settled::NotForIt);
+            let (msg_id, BufferedDirect { delivery, .. }) = first.remove_entry();
+            if connection.direct.last.is_some_and(|last| msg_id <= last) {
+                self.resolve(delivery, Resolution::NotForRecipient);
                 continue;
             }
-            line.last = Some(msg_id);
-            connection.send(&entry);
+            connection.direct.last = Some(msg_id);
+            self.send_expected(delivery, id);
         }
-    }
-    /// As for a room: if something is still missing, the log is read.
-    pub(super) fn look_for_direct_gap(&mut self, id: ConnId) {
-        let (Some(connection), Some(line)) = (self.connections.get(&id), self.direct.get_mut(&id))
-        else {
-            return;
-        };
-        line.looking = false;
-        let Some((_, &Waiting { prev: Some(until), .. })) = line.waiting.first_key_value() else {
-            return;
-        };
-        if Some(until) <= line.last {
-            return;
-        }
-        line.looking = true;
-        // With nothing before it, only the one that is named is known to be for
-        // this connection; older ones still wait and come with the next login.
-        let after = line.last.map_or(until.seq() - 1, MsgId::seq);
-        let subject = subject::user(
-            connection.identity.app,
-            connection.identity.user,
-            subject::UserKind::Msg,
-        );
-        let (bus, orders) = (self.with.bus.clone(), self.with.orders.clone());
-        self.with.tasks.spawn(async move {
-            let found = read_gap(&bus, vec![subject], after, until).await;
-            let order = match found {
-                Ok((found, until)) => Order::DirectFilled { connection: id, until, found },
-                Err(error) => {
-                    warn!(connection = %id, error = %chain(&error), "lost 1:1 messages not read yet, trying again");
-                    tokio::time::sleep(GAP_RETRY).await;
-                    Order::DirectGap(id)
-                }
-            };
-            orders.send(order).await.ok(); // the life is over
-        });
     }
 
-    /// What was missing up to `until` is sent, as far as the log has it.
-    pub(super) fn fill_direct(&mut self, id: ConnId, until: MsgId, found: Vec<LogEntry>) {
-        for entry in found {
-            let msg_id = entry.msg_id();
-            let Some(connection) = self.connections.get(&id).cloned() else { return };
-            let missed = self.direct.get(&id).is_some_and(|line| line.last < Some(msg_id));
-            if !missed {
+    /// Reads the log if the missing message of a connection still has not arrived.
+    pub(super) fn check_direct_gap(&mut self, id: ConnId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let (app, user, direct) = (connection.app, connection.user, &mut connection.direct);
+        direct.gap_timer = GapTimer::Idle;
+        let Some(until) = direct.missing() else { return };
+        direct.gap_timer = GapTimer::Armed;
+        // With nothing before it, only the message that is named is known to be
+        // for this connection. Older ones still wait and come with the next login.
+        let after = direct.last.map_or(until.seq() - 1, MsgId::seq);
+        self.actions.push(Action::ReadDirect { connection: id, app, user, after, until });
+    }
+
+    /// Delivers the messages that the log has of a gap up to `until`.
+    pub(super) fn fill_direct_gap(&mut self, id: ConnId, until: MsgId, found: Vec<LoggedMessage>) {
+        for LoggedMessage { msg_id, biz_code, data, at_ms, .. } in found {
+            let Some(connection) = self.connections.get(&id) else { return };
+            let app = connection.app;
+            if connection.direct.last >= Some(msg_id) {
                 continue;
             }
-            if let Ok(record) = entry.record()
-                && let Event::DirectMessageSent { app, biz_code, data, .. } = record.event
-            {
-                self.with.desk.metrics.gap_fills.inc();
-                let message = EncodedMessage::new(app, biz_code, &data, Some(msg_id));
-                let sample = Some(Sample::of(record.at_ms, msg_id, 1));
-                let entry = self.open(app, None, msg_id, message, From::Log, sample);
-                entry.send_to([&connection]);
-            }
+            self.counts.gap_fills += 1;
+            let message = Arc::new(EncodedMessage::new(app, biz_code, &data, Some(msg_id)));
+            let origin = Origin::without_envelope(Via::Log);
+            let mut in_flight = self.open(app, None, msg_id, message, origin);
+            in_flight.sample_one_of(1, Some(at_ms));
+            self.send_to(in_flight, vec![id]);
         }
-        if let Some(line) = self.direct.get_mut(&id) {
-            line.looking = false;
-            line.last = line.last.max(Some(until));
+        if let Some(connection) = self.connections.get_mut(&id) {
+            let direct = &mut connection.direct;
+            direct.gap_timer = GapTimer::Idle;
+            direct.last = direct.last.max(Some(until));
         }
-        self.advance_direct(id);
+        self.drain_direct_in_order(id);
+    }
+}
+
+impl DirectQueue {
+    /// Returns the message that the first buffered one names, if it is missing.
+    fn missing(&self) -> Option<MsgId> {
+        let (_, first) = self.buffered.first_key_value()?;
+        first.prev.filter(|prev| self.last < Some(*prev))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            input::Input,
+            test_bed::{TestBed, conn, direct, logged, msg, user},
+        },
+        *,
+    };
+
+    #[test]
+    fn each_connection_gets_direct_messages_in_its_own_order() {
+        let mut bed = TestBed::new();
+        bed.log_in(1);
+        bed.log_in(2);
+        bed.receive(direct(4, &[(1, Some(3)), (2, None)]));
+        assert_eq!((bed.first_copies_of(1), bed.first_copies_of(2)), (vec![], vec![4]));
+        bed.receive(direct(3, &[(1, None)]));
+        assert_eq!(bed.first_copies_of(1), [3, 4]);
+    }
+
+    #[test]
+    fn a_gap_in_direct_messages_is_read_from_the_log() {
+        let mut bed = TestBed::new();
+        bed.log_in(1);
+        bed.receive(direct(2, &[(1, None)]));
+        bed.receive(direct(5, &[(1, Some(4))]));
+        bed.pass(GAP_TIMEOUT);
+        assert_eq!(bed.direct_reads, [(conn(1), 2, msg(4))]);
+        let found = vec![logged(4)];
+        bed.apply(Input::DirectRead { connection: conn(1), until: msg(4), found });
+        assert_eq!(bed.first_copies_of(1), [2, 4, 5]);
+        bed.receive(direct(4, &[(1, Some(2))]));
+        assert_eq!(bed.last_counts(), [0; 6], "the late envelope is a repeat");
+    }
+
+    #[test]
+    fn of_a_first_message_with_a_predecessor_only_that_one_is_read() {
+        let mut bed = TestBed::new();
+        bed.log_in(1);
+        bed.receive(direct(5, &[(1, Some(4))]));
+        bed.pass(GAP_TIMEOUT);
+        assert_eq!(bed.direct_reads, [(conn(1), 3, msg(4))]);
+    }
+
+    #[test]
+    fn an_acknowledged_direct_message_is_marked_as_read() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(1, 2);
+        bed.receive(direct(3, &[(1, None)]));
+        bed.receive(direct(4, &[(1, Some(3))]));
+        bed.acknowledge(1, &[2, 3, 4, 4]);
+        assert_eq!(bed.read, [(user(1), vec![msg(3), msg(4)])]);
+    }
+
+    #[test]
+    fn a_message_that_two_envelopes_bring_is_delivered_once() {
+        let mut bed = TestBed::new();
+        bed.log_in(1);
+        bed.receive(direct(4, &[(1, Some(3))]));
+        bed.receive(direct(4, &[(1, Some(3))]));
+        assert_eq!(bed.last_counts(), [0; 6]);
+        bed.receive(direct(3, &[(1, None)]));
+        assert_eq!(bed.first_copies_of(1), [3, 4]);
+    }
+
+    #[test]
+    fn a_connection_that_ends_leaves_its_buffered_messages() {
+        let mut bed = TestBed::new();
+        bed.log_in(1);
+        bed.receive(direct(4, &[(1, Some(3))]));
+        bed.apply(Input::Left { connection: conn(1) });
+        assert_eq!(bed.last_counts(), [1, 0, 0, 0, 0, 1]);
     }
 }

@@ -1,180 +1,154 @@
-//! What was lost on the way to a room, read from the log.
+//! Gaps: messages of a room that are read from the log after their envelopes
+//! were lost.
 //!
-//! An envelope that never came is missed when a later one names it, or when the
-//! rooms are compared with the log because the bus was away.
+//! A lost envelope is noticed when a later one names it, or when rooms are
+//! compared with the log because NATS was away.
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
-use qiyu_nats::{
-    Bus, chain,
-    log::{LogEntry, ReadError},
-};
-use qiyu_schema::{
-    MsgId,
-    event::Event,
-    subject::{self, RoomKind},
-};
-use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use qiyu_schema::{MsgId, ledger::Via};
 
 use super::{
-    DeliveryTask, Order, RoomKey,
-    retry::From,
-    rooms::{Room, What},
+    action::{Action, Timer},
+    ids::RoomKey,
+    in_flight::Origin,
+    input::LoggedMessage,
+    state::{Core, GapTimer, Payload, Room},
 };
 
-/// After a failed reading of the log.
-pub(super) const GAP_RETRY: Duration = Duration::from_millis(500);
-/// After the bus was away, before the rooms are compared with the log: longer
-/// than workers take to be back, so that what is only late comes by itself.
-pub(super) const COMPARE_AFTER: Duration = Duration::from_secs(5);
-/// Rooms compared at once.
-const COMPARED_AT_ONCE: usize = 16;
-/// Messages read from the log at once for one gap.
-const GAP_MAX: usize = 1_000;
+/// How long a missing envelope may still arrive by itself: owners retry after
+/// 50 ms, and a retry may overtake.
+pub(super) const GAP_TIMEOUT: Duration = Duration::from_millis(200);
+/// The pause after a failed read of the log.
+const GAP_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// The pause before rooms are compared with the log after an outage. Workers are
+/// back sooner, so a message that is only late comes by itself.
+const COMPARE_DELAY: Duration = Duration::from_secs(5);
 
-impl DeliveryTask {
-    /// The missing envelope has had its time: if it is still missing, the log is read.
-    pub(super) fn look_for_gap(&mut self, key: RoomKey) {
+impl Core {
+    /// Reads the log if the missing envelope of a room still has not arrived.
+    pub(super) fn check_gap(&mut self, key: RoomKey) {
         let Some(room) = self.rooms.get_mut(&key) else { return };
-        room.looking = false;
-        let (Some(last), Some((_, first))) = (room.last, room.waiting.first_key_value()) else {
+        room.gap_timer = GapTimer::Idle;
+        let (Some(last), Some((_, first))) = (room.last, room.buffered.first_key_value()) else {
             return;
         };
         let until = first.prev;
-        if until <= last {
-            return; // it has come meanwhile
+        if last < until {
+            room.gap_timer = GapTimer::Armed;
+            self.actions.push(Action::ReadRoom { room: key, after: last, until });
         }
-        room.looking = true;
-        let (bus, orders) = (self.with.bus.clone(), self.with.orders.clone());
-        self.with.tasks.spawn(async move {
-            let found = read_gap(&bus, room_filters(key), last.seq(), until).await;
-            let order = match found {
-                Ok((found, until)) => Order::RoomFilled { room: key, until, found },
-                Err(error) => {
-                    warn!(room = %key.1, error = %chain(&error), "lost messages not read yet, trying again");
-                    tokio::time::sleep(GAP_RETRY).await;
-                    Order::RoomGap(key)
-                }
-            };
-            orders.send(order).await.ok(); // the life is over
-        });
     }
 
-    /// What was missing up to `until` is dealt with as if its envelopes had come.
-    pub(super) fn fill(&mut self, key: RoomKey, until: MsgId, found: Vec<LogEntry>) {
-        for entry in found {
-            let msg_id = entry.msg_id();
-            let missed = |room: &Room| room.last.is_some_and(|last| last < msg_id);
-            if !self.rooms.get(&key).is_some_and(missed) {
-                continue;
-            }
-            if let Ok(record) = entry.record()
-                && let Event::RoomMessageSent { sender, biz_code, data, .. } = record.event
-            {
-                debug!(room = %key.1, %msg_id, "its envelope was lost, read from the log");
-                self.with.desk.metrics.gap_fills.inc();
-                // The envelope may still be on its way, or wait here: it is a repeat then.
-                let at_ms = Some(record.at_ms);
-                let what = What::Said { from: sender.user, biz_code, data, at_ms };
-                self.expand(key, msg_id, what, From::Log);
+    /// Delivers the messages that the log has of a gap up to `until`, as if their
+    /// envelopes had come.
+    pub(super) fn fill_gap(&mut self, key: RoomKey, until: MsgId, found: Vec<LoggedMessage>) {
+        for LoggedMessage { msg_id, from, biz_code, data, at_ms } in found {
+            let is_missed = |room: &Room| room.last.is_some_and(|last| last < msg_id);
+            if self.rooms.get(&key).is_some_and(is_missed) {
+                self.counts.gap_fills += 1;
+                // The envelope may still come, or be buffered: it is a repeat then.
+                let payload = Payload::Message { from, biz_code, data, at_ms: Some(at_ms) };
+                self.deliver(key, msg_id, &payload, Origin::without_envelope(Via::Log));
             }
         }
         if let Some(room) = self.rooms.get_mut(&key) {
-            room.looking = false;
-            // Unknown stays unknown: the room may have been left and entered anew.
+            room.gap_timer = GapTimer::Idle;
+            // Unknown stays unknown: the room may have been left and entered again.
             room.last = room.last.map(|last| last.max(until));
         }
-        self.advance(key);
+        self.drain_in_order(key);
     }
 
-    /// A queue that lost its tail has lost the sign that something is missing,
-    /// too: for rooms in which nothing more is said, only the log has it.
-    pub(super) fn compare(&self) {
-        let known = |(key, room): (&RoomKey, &Room)| {
+    /// Reads the log again after a failure.
+    pub(super) fn retry_gap(&mut self, timer: Timer) {
+        self.actions.push(Action::ArmTimer { after: GAP_RETRY_INTERVAL, timer });
+    }
+
+    pub(super) fn compare_later(&mut self) {
+        let (after, timer) = (COMPARE_DELAY, Timer::CompareRooms);
+        self.actions.push(Action::ArmTimer { after, timer });
+    }
+
+    /// Compares every room with the log. A queue that lost its tail has lost the
+    /// sign that something is missing, too: the log alone has it.
+    pub(super) fn compare_rooms(&mut self) {
+        let compared = |(key, room): (&RoomKey, &Room)| {
             (!room.closed && !room.members.is_empty()).then_some((*key, room.last?))
         };
-        let rooms: Vec<(RoomKey, MsgId)> = self.rooms.iter().filter_map(known).collect();
-        let (bus, orders) = (self.with.bus.clone(), self.with.orders.clone());
-        self.with.tasks.spawn(async move {
-            stream::iter(rooms)
-                .for_each_concurrent(COMPARED_AT_ONCE, async |(key, last)| {
-                    if let Err(error) = compare_one(&bus, &orders, key, last).await {
-                        // The bus is away again; when it is back this is done again.
-                        debug!(room = %key.1, error = %chain(&error), "room not compared");
-                    }
-                })
-                .await;
-        });
-    }
-
-    /// The room was closed at `position`, and nobody here has heard of it.
-    pub(super) fn end_late(&mut self, key: RoomKey, position: MsgId) {
-        let late = |room: &Room| !room.closed && room.last.is_some_and(|last| last < position);
-        if self.rooms.get(&key).is_some_and(late) {
-            debug!(room = %key.1, "the envelope of its closing was lost");
-            self.with.desk.metrics.gap_fills.inc();
-            self.expand(key, position, What::Closed, From::Log);
-        }
+        let rooms = self.rooms.iter().filter_map(compared).collect();
+        self.actions.push(Action::CompareRooms(rooms));
     }
 }
 
-/// Brings what the log has of a room above `last`: messages, then its end.
-async fn compare_one(
-    bus: &Bus,
-    orders: &mpsc::Sender<Order>,
-    (app, room): RoomKey,
-    last: MsgId,
-) -> Result<(), ReadError> {
-    let newest = |kind| async move {
-        let entry = bus.read_last(&subject::room(app, room, kind)).await?;
-        Ok::<_, ReadError>(entry.map(|entry| entry.msg_id()))
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            input::Input,
+            test_bed::{TestBed, closing, logged, msg, room},
+        },
+        *,
     };
-    let closed = newest(RoomKind::Closed).await?;
-    let said = newest(RoomKind::Msg).await?;
-    let mut after = last;
-    while let Some(until) = said.filter(|said| after < *said) {
-        let (mut found, reached) =
-            read_gap(bus, room_filters((app, room)), after.seq(), until).await?;
-        // What was stored after the end is for nobody.
-        found.retain(|entry| closed.is_none_or(|closed| entry.msg_id() < closed));
-        let until = match closed {
-            Some(closed) if closed <= reached => found.last().map_or(after, LogEntry::msg_id),
-            _ => reached,
-        };
-        let key = (app, room);
-        orders.send(Order::RoomFilled { room: key, until, found }).await.ok(); // the life is over
-        after = reached;
-    }
-    if let Some(position) = closed {
-        let room = (app, room);
-        orders.send(Order::RoomEnded { room, position }).await.ok(); // the life is over
-    }
-    Ok(())
-}
 
-/// What is missing in (after, until], and how far that reaches.
-pub(super) async fn read_gap(
-    bus: &Bus,
-    filters: Vec<String>,
-    after: u64,
-    until: MsgId,
-) -> Result<(Vec<LogEntry>, MsgId), ReadError> {
-    let is_message = LogEntry::is_message;
-    let range = bus.read_range(filters, after, until, GAP_MAX, is_message).await?;
-    // The rest of a very large gap is found missing again, and read next.
-    let reached = match range.entries.last() {
-        Some(last) if !range.complete => last.msg_id(),
-        _ => until,
-    };
-    Ok((range.entries, reached))
-}
+    #[test]
+    fn a_gap_is_read_from_the_log_after_its_timeout() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(3, 4);
+        bed.receive_message(4, 5);
+        assert_eq!(bed.timers.len(), 1, "one timer for the room");
+        bed.pass(GAP_TIMEOUT);
+        assert_eq!(bed.room_reads, [(room(7), msg(1), msg(3))]);
+        let found = vec![logged(2), logged(3)];
+        bed.apply(Input::RoomRead { room: room(7), until: msg(3), found });
+        assert_eq!(bed.first_copies_of(1), [2, 3, 4, 5]);
+        bed.receive_message(1, 2);
+        assert_eq!(bed.first_copies_of(1).len(), 4, "the late envelope is a repeat");
+        assert_eq!(bed.last_counts(), [0; 6]);
+    }
 
-/// What can stand between two messages of a room, or at either end.
-pub(crate) fn room_filters((app, room): RoomKey) -> Vec<String> {
-    vec![
-        subject::room(app, room, RoomKind::Msg),
-        subject::room(app, room, RoomKind::Members), // a join may be what `prev` names
-    ]
+    #[test]
+    fn an_envelope_that_is_only_late_is_not_read_from_the_log() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(2, 3);
+        bed.receive_message(1, 2);
+        bed.pass(GAP_TIMEOUT);
+        assert!(bed.room_reads.is_empty());
+        assert_eq!(bed.first_copies_of(1), [2, 3]);
+    }
+
+    #[test]
+    fn a_failed_read_is_tried_again() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(2, 3);
+        bed.pass(GAP_TIMEOUT);
+        bed.apply(Input::RoomReadFailed { room: room(7) });
+        bed.receive_message(3, 4);
+        bed.pass(GAP_RETRY_INTERVAL);
+        assert_eq!(bed.room_reads.len(), 2);
+    }
+
+    #[test]
+    fn a_read_that_reaches_less_far_leads_to_another() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(3, 4);
+        bed.pass(GAP_TIMEOUT);
+        bed.apply(Input::RoomRead { room: room(7), until: msg(2), found: vec![logged(2)] });
+        bed.pass(GAP_TIMEOUT);
+        assert_eq!(bed.room_reads[1], (room(7), msg(2), msg(3)));
+    }
+
+    #[test]
+    fn after_an_outage_open_rooms_with_members_are_compared_with_the_log() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(1, 2);
+        bed.apply(Input::Reconnected);
+        bed.pass(COMPARE_DELAY);
+        assert_eq!(bed.compared, [(room(7), msg(2))]);
+        bed.compared.clear();
+        bed.enter(2);
+        bed.receive(closing(2, 3, &[]));
+        bed.apply(Input::TimerFired(Timer::CompareRooms));
+        assert!(bed.compared.is_empty(), "a closed room misses nothing");
+    }
 }

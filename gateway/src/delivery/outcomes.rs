@@ -1,104 +1,96 @@
-//! Writing outcomes down, in batches, before their envelopes are acknowledged.
+//! Opening and resolving deliveries. Every delivery gets one outcome, also one
+//! without recipients: the record could not tell it from a lost envelope otherwise.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use qiyu_nats::{Bus, chain, ledger_stream::LedgerKind};
-use qiyu_schema::{
-    Incarnation,
-    ledger::{BATCH_NAMES_MAX, LedgerBatch, OUTCOMES_MAX},
+use qiyu_schema::{AppId, MsgId, RoomId, ledger::Outcome};
+
+use super::{
+    action::Action,
+    ids::{DeliveryId, QueuePosition},
+    in_flight::{InFlight, Origin, Resolution},
+    state::{Core, EnvelopeState, Redelivered},
 };
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, field, warn};
+use crate::frame::EncodedMessage;
 
-use crate::{delivery::in_flight::Entry, metrics::Metrics};
-
-/// How long an outcome waits for company.
-const BATCH_WAIT: Duration = Duration::from_millis(20);
-/// After a failure that waiting cannot mend, so that it is no busy loop.
-const RECORD_RETRY: Duration = Duration::from_secs(1);
-/// How long one batch is tried before it is tried anew.
-const RECORD_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Records settled entries until `stop`, then what is left.
-///
-/// The channel has no bound of its own: what is in it was delivered and not
-/// acknowledged, and the queue's consumer bounds that.
-pub(crate) async fn record_settled(
-    bus: Bus,
-    gateway: Incarnation,
-    mut settled: mpsc::UnboundedReceiver<Arc<Entry>>,
-    metrics: Metrics,
-    stop: CancellationToken,
-) {
-    let mut number: u64 = 0;
-    let mut batch: Vec<Arc<Entry>> = Vec::with_capacity(OUTCOMES_MAX);
-    loop {
-        let first = tokio::select! {
-            biased;
-            entry = settled.recv() => entry,
-            // Last: what is settled already is still recorded.
-            () = stop.cancelled() => return,
+impl Core {
+    /// Opens a delivery. The caller adds its recipients, then starts it.
+    pub(super) fn open(
+        &mut self,
+        app: AppId,
+        room: Option<RoomId>,
+        msg_id: MsgId,
+        message: Arc<EncodedMessage>,
+        origin: Origin,
+    ) -> InFlight {
+        self.last_delivery += 1;
+        let outcome = Outcome {
+            app,
+            room,
+            msg_id,
+            via: origin.via,
+            resolved: 0,
+            written: 0,
+            acknowledged: 0,
+            resent: 0,
+            given_up: 0,
+            left: 0,
+            exceptions: Vec::new(),
+            to: None,
+            lagging: 0,
+            lagging_recipients: Vec::new(),
         };
-        let Some(first) = first else { return };
-        batch.push(first);
-        let more = tokio::time::sleep(BATCH_WAIT);
-        tokio::pin!(more);
-        let mut names = batch.iter().map(|entry| entry.names()).sum::<usize>();
-        while batch.len() < OUTCOMES_MAX && names < BATCH_NAMES_MAX {
-            tokio::select! {
-                biased;
-                Some(entry) = settled.recv() => {
-                    names += entry.names();
-                    batch.push(entry);
-                }
-                () = &mut more => break,
+        let id = DeliveryId(self.last_delivery);
+        InFlight::new(id, outcome, message, origin.position, self.now)
+    }
+
+    /// Starts a delivery: no recipient is added any more.
+    pub(super) fn start(&mut self, in_flight: InFlight) {
+        let (id, position) = (in_flight.id, in_flight.position);
+        self.counts.opened += 1;
+        if let Some(position) = position {
+            self.envelopes.insert(position, EnvelopeState::InFlight(id));
+            self.add_tombstone(position);
+        }
+        if !in_flight.is_resolved() {
+            match position {
+                Some(position) => self.actions.push(Action::AwaitAcks(position)),
+                None => self.own_clock.push_back((self.now + self.retry_policy.ack_wait, id)),
             }
         }
-        let (resumed, others): (Vec<Arc<Entry>>, Vec<Arc<Entry>>) =
-            batch.iter().cloned().partition(|entry| entry.is_resumed());
-        for (entries, shelf) in [(others, LedgerKind::Outcomes), (resumed, LedgerKind::Resumes)] {
-            number += 1;
-            if !entries.is_empty() && !write(&bus, &gateway, number, &entries, shelf, &stop).await {
-                return; // unrecorded, so unacknowledged: whoever takes the queue over sees to it
-            }
-        }
-        for entry in batch.drain(..) {
-            entry.note_recorded();
-            let (msg_id, room) = (entry.msg_id, entry.room.map(field::display));
-            debug!(%msg_id, room, "message settled");
-            metrics.envelopes_pending.dec();
-            if let Some(ack) = entry.ack() {
-                bus.ack(&ack).await;
-            }
+        self.in_flight.insert(id, in_flight);
+        self.record_if_resolved(id);
+    }
+
+    /// Resolves one recipient of a delivery.
+    pub(super) fn resolve(&mut self, id: DeliveryId, resolution: Resolution) {
+        if let Some(in_flight) = self.in_flight.get_mut(&id) {
+            in_flight.resolve(resolution, &mut self.counts);
+            self.record_if_resolved(id);
         }
     }
-}
 
-/// Whether it is recorded; `false` only when told to stop meanwhile.
-async fn write(
-    bus: &Bus,
-    gateway: &Incarnation,
-    number: u64,
-    batch: &[Arc<Entry>],
-    shelf: LedgerKind,
-    stop: &CancellationToken,
-) -> bool {
-    let outcomes = batch.iter().map(|entry| entry.outcome()).collect();
-    let at_ms = qiyu_nats::now_ms();
-    let record = LedgerBatch { gateway: gateway.clone(), at_ms, outcomes };
-    let key = format!("led:{gateway}:{number}");
-    loop {
-        let stored = match shelf {
-            LedgerKind::Resumes => {
-                bus.record_resumes(&gateway.id, &record, &key, RECORD_DEADLINE).await
+    /// Records the outcome of a delivery if its last recipient is resolved.
+    pub(super) fn record_if_resolved(&mut self, id: DeliveryId) {
+        if !self.in_flight.get(&id).is_some_and(InFlight::is_resolved) {
+            return;
+        }
+        let Some(InFlight { outcome, position, .. }) = self.in_flight.remove(&id) else { return };
+        if let Some(position) = position {
+            let resolved = EnvelopeState::Resolved { redelivered: Redelivered::No };
+            self.envelopes.insert(position, resolved);
+        }
+        self.actions.push(Action::RecordOutcome { outcome, position });
+    }
+
+    /// Notes that the ledger holds the outcomes of these envelopes.
+    pub(super) fn note_recorded(&mut self, positions: &[QueuePosition]) {
+        for position in positions {
+            let before = self.envelopes.insert(*position, EnvelopeState::Recorded);
+            if before == Some(EnvelopeState::Resolved { redelivered: Redelivered::Yes }) {
+                // The delivery before it was acknowledged, and this one was not.
+                self.actions.push(Action::AcknowledgeEnvelope(*position));
             }
-            _ => bus.record_outcomes(&gateway.id, &record, &key, RECORD_DEADLINE).await,
-        };
-        let Err(error) = stored else { return true };
-        warn!(%gateway, error = %chain(&error), "outcomes not recorded yet, their envelopes stay unacknowledged");
-        if stop.run_until_cancelled(tokio::time::sleep(RECORD_RETRY)).await.is_none() {
-            return false;
         }
     }
 }

@@ -1,229 +1,229 @@
-//! Rooms, as far as this gateway has to do with them: what comes for one is sent
-//! to the members it is for, each message once and in the order of the log.
+//! Rooms: each message is delivered once, in the order of the log, to the
+//! members that it is for.
 //!
-//! Every envelope names the one before it. A room goes no further than to where
-//! something is missing; what that was is read from the log (`gaps`).
+//! Every envelope names the one before it. A room is delivered up to the first
+//! envelope with a missing predecessor; `gaps` reads that from the log.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::btree_map::Entry, sync::Arc};
 
-use qiyu_nats::notice::Notice;
-use qiyu_schema::{ConnId, MsgId, UserId};
-use tracing::debug;
+use qiyu_schema::{ConnId, MsgId, ledger::Via};
 
 use super::{
-    DeliveryTask, GAP_PATIENCE, Order, RoomKey,
-    members::Member,
-    retry::{From, OWN_CLOCK_MAX, Place},
+    action::{Action, Attempt, Timer},
+    gaps::GAP_TIMEOUT,
+    ids::RoomKey,
+    in_flight::Origin,
+    retry::OWN_CLOCK_MAX,
+    state::{Buffered, Core, Payload},
 };
-use crate::{
-    delivery::in_flight::{Entry, Sample},
-    frame::{EncodedMessage, biz},
-};
+use crate::frame::EncodedMessage;
 
-/// One room, as far as this gateway has to do with it.
-#[derive(Default)]
-pub(super) struct Room {
-    /// Everything up to here is dealt with. `None`: no join of ours is in the log yet.
-    pub(super) last: Option<MsgId>,
-    pub(super) members: HashMap<ConnId, Member>,
-    /// The members as the log has them: when the last one leaves, fan-out forgets us.
-    pub(super) confirmed: HashSet<ConnId>,
-    pub(super) waiting: BTreeMap<MsgId, Waiting>,
-    /// Somebody is about to look whether it still misses something.
-    pub(super) looking: bool,
-    pub(super) closed: bool,
-}
-
-/// An envelope that has to wait for what comes before it.
-pub(super) struct Waiting {
-    pub(super) prev: MsgId,
-    pub(super) place: Place,
-    pub(super) what: What,
-}
-
-/// What an envelope brings to a room.
-pub(super) enum What {
-    Said { from: Option<UserId>, biz_code: i32, data: String, at_ms: Option<u64> },
-    Closed,
-}
-
-impl DeliveryTask {
-    /// An envelope for a room: it waits its turn.
-    pub(super) fn arrive(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
-        let Some(room) = self.rooms.get_mut(&key) else {
-            return self.note_unheard(key, msg_id, envelope);
+impl Core {
+    /// Buffers an envelope of a room, then delivers all that are in order.
+    pub(super) fn enqueue(&mut self, key: RoomKey, msg_id: MsgId, envelope: Buffered) {
+        let due = self.rooms.get_mut(&key).filter(|room| room.last.is_none_or(|l| l < msg_id));
+        let Some(room) = due else {
+            // Delivered before, or sent while no connection of ours was there.
+            return self.record_undelivered(key, msg_id, envelope);
         };
-        if room.last.is_some_and(|last| msg_id <= last) {
-            // Dealt with before, or while nobody of ours was there.
-            return self.note_unheard(key, msg_id, envelope);
+        match room.buffered.entry(msg_id) {
+            Entry::Vacant(free) => drop(free.insert(envelope)),
+            Entry::Occupied(same) if same.get().position == envelope.position => {}
+            Entry::Occupied(_) => return self.record_undelivered(key, msg_id, envelope),
         }
-        room.waiting.insert(msg_id, envelope); // a redelivery brings a fresher acknowledgement
-        self.advance(key);
+        self.drain_in_order(key);
     }
 
-    /// It has nobody to bring anything. That is an outcome, too: without it the
-    /// record could not tell such an envelope from one that was lost.
-    fn note_unheard(&mut self, key: RoomKey, msg_id: MsgId, envelope: Waiting) {
-        let Waiting { place, what, .. } = envelope;
-        let (app, room_id) = key;
-        let message = what.message(key, msg_id);
-        self.open(app, Some(room_id), msg_id, message, From::Queue(place), None).seal();
-    }
-
-    /// Deals with what waits, as far as nothing is missing before it.
-    pub(super) fn advance(&mut self, key: RoomKey) {
+    /// Delivers the buffered envelopes, up to the first gap.
+    pub(super) fn drain_in_order(&mut self, key: RoomKey) {
         while let Some(room) = self.rooms.get_mut(&key)
             && let Some(last) = room.last
-            && let Some(first) = room.waiting.first_entry()
+            && let Some(first) = room.buffered.first_entry()
         {
             if last < first.get().prev {
-                let arm = !std::mem::replace(&mut room.looking, true);
-                if arm {
-                    self.later(GAP_PATIENCE, Order::RoomGap(key));
+                if room.gap_timer.arm() {
+                    let (after, timer) = (GAP_TIMEOUT, Timer::RoomGap(key));
+                    self.actions.push(Action::ArmTimer { after, timer });
                 }
                 return;
             }
             let (msg_id, envelope) = first.remove_entry();
             if msg_id <= last {
-                // Dealt with by way of the log, or while nobody of ours was there.
-                self.note_unheard(key, msg_id, envelope);
+                // Read from the log meanwhile, or sent while no connection of ours was there.
+                self.record_undelivered(key, msg_id, envelope);
                 continue;
             }
-            let Waiting { place, what, .. } = envelope;
-            self.expand(key, msg_id, what, From::Queue(place));
+            let origin = Origin::envelope(Via::Envelope, envelope.position);
+            self.deliver(key, msg_id, &envelope.payload, origin);
         }
     }
 
-    /// Sends one message to the members it is for.
-    pub(super) fn expand(&mut self, key: RoomKey, msg_id: MsgId, what: What, from: From) {
-        let (app, room_id) = key;
-        let message = Arc::new(what.message(key, msg_id));
-        let audience = self.rooms.get(&key).map_or(0, |room| room.members.len());
-        let sample = match &what {
-            What::Said { at_ms: Some(at_ms), .. } => Some(Sample::of(*at_ms, msg_id, audience)),
-            _ => None,
-        };
-        let entry = self.open(app, Some(room_id), msg_id, Arc::clone(&message), from, sample);
-        let mut lagging = Vec::new();
-        let may_lag = self.own_clock.len() < OWN_CLOCK_MAX;
-        let Some(room) = self.rooms.get_mut(&key) else { return entry.seal() };
-        room.last = Some(msg_id);
-        debug!(%msg_id, room = %room_id, members = room.members.len(), "message put on queues");
-        match what {
-            What::Said { from, .. } => {
-                for member in
-                    room.members.values_mut().filter(|m| Some(m.connection.identity.user) != from)
-                {
-                    if may_lag && member.hears(msg_id) && member.connection.is_lagging() {
-                        lagging.push(Arc::clone(&member.connection));
-                    } else {
-                        member.hear(&entry);
-                    }
-                }
-            }
-            What::Closed => {
-                room.end(&entry);
-                self.tidy(key);
-            }
-        }
-        entry.leave_apart(&lagging);
-        entry.seal();
-        if !lagging.is_empty() {
-            // The same message, on our own clock: the envelope is not held up for them.
-            let entry = self.open(app, Some(room_id), msg_id, message, From::Lagging, None);
-            entry.send_to(&lagging);
-        }
-    }
-
-    /// These joined after the room's end: they hear of it and of nothing else.
-    pub(super) fn tell_latecomers(
+    /// Delivers a message to the members of its room.
+    pub(super) fn deliver(
         &mut self,
         key: RoomKey,
         msg_id: MsgId,
-        place: Place,
-        late: &[ConnId],
+        payload: &Payload,
+        origin: Origin,
     ) {
-        let message = closed_message(key, msg_id);
-        let from = From::Late(place);
-        let entry = self.open(key.0, Some(key.1), msg_id, message, from, None);
-        for connection in late.iter().filter_map(|id| self.connections.get(id)) {
-            entry.expect(connection);
-            connection.end_room();
-            connection.send(&entry);
-            connection.detach();
-            if let Some(room) = self.rooms.get_mut(&key)
-                && let Some(member) = room.members.remove(&connection.id)
-            {
-                member.forget();
+        let message = payload.encode(key, msg_id);
+        let mut in_flight = self.open(key.0, Some(key.1), msg_id, Arc::clone(&message), origin);
+        let Some(room) = self.rooms.get_mut(&key) else { return self.start(in_flight) };
+        room.last = Some(msg_id);
+        room.newest = room.newest.max(Some(msg_id));
+        in_flight.sample_one_of(room.members.len(), payload.accepted_ms());
+        let may_set_apart = payload.is_message() && self.own_clock.len() < OWN_CLOCK_MAX;
+        let (mut to, mut lagging) = (Vec::with_capacity(room.members.len()), Vec::new());
+        for (id, member) in &mut room.members {
+            let Some(connection) = self.connections.get_mut(id) else { continue };
+            if payload.from() == Some(connection.user) {
+                continue; // the sender has its receipt
+            }
+            match member.joined {
+                Some(joined) if msg_id <= joined => {}
+                Some(_) if may_set_apart && connection.is_lagging() => {
+                    lagging.push(connection.recipient(*id));
+                }
+                Some(_) => {
+                    in_flight.expect(*id);
+                    let recipient = connection.recipient(*id);
+                    in_flight.note_first_copy(recipient, &mut connection.unacked, &mut self.counts);
+                    to.push(*id);
+                }
+                None => {
+                    in_flight.expect(*id);
+                    member.held.push(in_flight.id);
+                }
             }
         }
-        entry.seal();
-        self.tidy(key);
+        in_flight.set_lagging(&lagging);
+        if matches!(payload, Payload::Closed) {
+            self.close_room(key);
+        }
+        self.actions.push(in_flight.copies(Attempt::First, to));
+        self.start(in_flight);
+        if matches!(payload, Payload::Closed) {
+            self.detach_members(key);
+            self.remove_if_unused(key);
+        }
+        if !lagging.is_empty() {
+            let lagging = lagging.into_iter().map(|recipient| recipient.connection);
+            self.deliver_apart(key, msg_id, message, lagging.collect());
+        }
     }
 
-    /// The room is about to be closed: nothing is taken for it any more.
-    pub(super) fn end_room(&self, key: RoomKey) {
-        for member in self.rooms.get(&key).into_iter().flat_map(|room| room.members.values()) {
-            member.connection.end_room();
-        }
+    /// Delivers a message to lagging connections, on the gateway's own clock: its
+    /// envelope is not held up for them.
+    fn deliver_apart(
+        &mut self,
+        key: RoomKey,
+        msg_id: MsgId,
+        message: Arc<EncodedMessage>,
+        to: Vec<ConnId>,
+    ) {
+        let origin = Origin::without_envelope(Via::Lagging);
+        let in_flight = self.open(key.0, Some(key.1), msg_id, message, origin);
+        self.send_to(in_flight, to);
+    }
+
+    /// Records an envelope that is for no connection.
+    fn record_undelivered(&mut self, key: RoomKey, msg_id: MsgId, envelope: Buffered) {
+        let message = envelope.payload.encode(key, msg_id);
+        let origin = Origin::envelope(Via::Envelope, envelope.position);
+        let in_flight = self.open(key.0, Some(key.1), msg_id, message, origin);
+        self.start(in_flight);
+    }
+
+    /// Sends a notice, which may be lost, to the members with a known join.
+    pub(super) fn notify(&mut self, key: RoomKey, message: Arc<EncodedMessage>) {
+        let Some(room) = self.rooms.get(&key) else { return };
+        let joined = room.members.iter().filter(|(_, member)| member.joined.is_some());
+        let to = joined.map(|(id, _)| *id).collect();
+        self.actions.push(Action::Notify { message, to });
     }
 
     /// Forgets a room that has nothing to do with this gateway any more.
-    pub(super) fn tidy(&mut self, key: RoomKey) {
-        let Some(room) = self.rooms.get_mut(&key) else { return };
+    pub(super) fn remove_if_unused(&mut self, key: RoomKey) {
+        let Some(room) = self.rooms.get(&key) else { return };
         if !room.members.is_empty() || !(room.confirmed.is_empty() || room.closed) {
             return;
         }
         let Some(room) = self.rooms.remove(&key) else { return };
-        for (msg_id, waiting) in room.waiting {
-            self.note_unheard(key, msg_id, waiting);
-        }
-    }
-
-    /// A notice, which may be lost: to those who are known to be there.
-    pub(super) fn tell(&self, notice: &Notice) {
-        let Some(room) = self.rooms.get(&(notice.app, notice.room)) else { return };
-        let message =
-            Arc::new(EncodedMessage::new(notice.app, notice.biz_code, &notice.data, None));
-        for member in room.members.values().filter(|member| member.joined.is_some()) {
-            member.connection.notice(&message);
+        for (msg_id, envelope) in room.buffered {
+            self.record_undelivered(key, msg_id, envelope);
         }
     }
 }
 
-impl Room {
-    /// Everybody hears of its end and is in no room from then on. Whose join is
-    /// not known yet stays until it is.
-    fn end(&mut self, entry: &Arc<Entry>) {
-        self.closed = true;
-        for member in self.members.values_mut() {
-            member.connection.end_room();
-            member.hear(entry);
-        }
-        self.members.retain(|_, member| {
-            let pending = member.joined.is_none();
-            if !pending {
-                member.connection.detach();
-            }
-            pending
-        });
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        input::Input,
+        test_bed::{TestBed, conn, message, room},
+    };
 
-impl What {
-    fn message(&self, key: RoomKey, msg_id: MsgId) -> EncodedMessage {
-        match self {
-            Self::Said { biz_code, data, .. } => {
-                EncodedMessage::new(key.0, *biz_code, data, Some(msg_id))
-            }
-            Self::Closed => closed_message(key, msg_id),
-        }
+    #[test]
+    fn a_message_goes_to_the_members_but_its_sender() {
+        let mut bed = TestBed::with_members([1, 2, 3]);
+        bed.receive(message(1, 2, Some(2)));
+        let copies = [1, 2, 3].map(|number| bed.first_copies_of(number).len());
+        assert_eq!(copies, [1, 0, 1]);
     }
-}
 
-fn closed_message((app, room): RoomKey, msg_id: MsgId) -> EncodedMessage {
-    EncodedMessage::new(app, biz::ROOM_CLOSED, &format!(r#"{{"roomId":{room}}}"#), Some(msg_id))
+    #[test]
+    fn messages_are_delivered_in_order_and_once() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(3, 4);
+        bed.receive_message(2, 3);
+        assert!(bed.first_copies_of(1).is_empty());
+        bed.receive_message(1, 2);
+        bed.receive_message(2, 3);
+        assert_eq!(bed.first_copies_of(1), [2, 3, 4]);
+        assert_eq!(bed.last_counts(), [0; 6], "the repeat has an outcome of its own");
+    }
+
+    #[test]
+    fn an_envelope_without_recipients_has_an_outcome() {
+        let mut bed = TestBed::new();
+        let position = bed.receive_message(1, 2);
+        assert_eq!(bed.last_counts(), [0; 6]);
+        bed.record();
+        assert_eq!(bed.acknowledged, [position]);
+    }
+
+    #[test]
+    fn a_buffered_envelope_that_comes_again_is_one_delivery() {
+        let mut bed = TestBed::with_members([1]);
+        let position = bed.receive_message(2, 3);
+        bed.apply(Input::Envelope { position, envelope: message(2, 3, None) });
+        assert!(bed.outcomes.is_empty());
+        bed.receive_message(1, 2);
+        assert_eq!(bed.first_copies_of(1), [2, 3]);
+    }
+
+    #[test]
+    fn a_room_without_members_is_forgotten_with_an_outcome_for_each_envelope() {
+        let mut bed = TestBed::with_members([1]);
+        bed.receive_message(2, 3);
+        bed.leave(4, 1);
+        assert!(bed.core.rooms.is_empty());
+        assert_eq!(bed.outcomes.len(), 1);
+    }
+
+    #[test]
+    fn a_notice_goes_to_the_members_whose_join_is_known() {
+        let mut bed = TestBed::with_members([1]);
+        bed.enter(2);
+        let message = std::sync::Arc::new(super::EncodedMessage::new(room(7).0, 5601, "{}", None));
+        bed.apply(Input::Notice { room: room(7), message });
+        assert_eq!(bed.noticed, [conn(1)]);
+    }
+
+    #[test]
+    fn one_recipient_of_a_message_is_measured() {
+        let mut bed = TestBed::with_members([1, 2, 3]);
+        bed.receive_message(1, 2);
+        (1..=3).for_each(|number| bed.acknowledge(number, &[2]));
+        assert_eq!(bed.measured, 1);
+    }
 }

@@ -7,10 +7,9 @@ use qiyu_schema::{
     command::{EndRoom, ReplaceSession},
     subject,
 };
-use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{delivery::Order, instance::GatewayInstance, text};
+use crate::{instance::GatewayInstance, text};
 
 /// Serves the commands until `stop`.
 pub(crate) async fn serve(
@@ -34,9 +33,6 @@ async fn end_room(
     instance: Arc<GatewayInstance>,
     EndRoom { app, room, .. }: EndRoom,
 ) -> Result<(), CommandRefusal> {
-    let gone = || CommandRefusal { code: 503, message: text::ENDING.into() };
-    let (done, ended) = oneshot::channel();
-    let order = Order::EndRoom { app, room, done };
-    instance.orders.send(order).await.map_err(|_| gone())?;
-    ended.await.map_err(|_| gone())
+    let ended = instance.delivery.end_room(app, room).await;
+    ended.map_err(|_| CommandRefusal { code: 503, message: text::ENDING.into() })
 }

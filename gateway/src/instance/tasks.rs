@@ -15,6 +15,7 @@ use qiyu_nats::{
     stream::BucketName,
 };
 use qiyu_presence::{RegisterError, Registration, Sessions};
+use qiyu_schema::event::SessionChange;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -27,9 +28,8 @@ use super::{
 use crate::{
     close::CloseReason,
     delivery::{
-        DeliveryTask, Dispatcher, ORDERS_MAX, Order,
-        in_flight::{Desk, Entry, Terms},
-        outcomes,
+        DeliveryContext, DeliveryHandle, DeliveryRequests, DeliveryTask, Recorder, RecorderRequest,
+        RetryPolicy,
     },
     gateway::inner::GatewayInner,
     send::{likes::LikeCounter, sanctions::Sanctions},
@@ -92,10 +92,10 @@ impl InstanceTasks {
         registration.announce(&tasks, stop.clone()).await?;
         let sanctions = bus.bucket(BucketName::Sanctions).mirror(&tasks, stop.clone()).await;
         let sanctions = sanctions.map(Sanctions::new).map_err(InstanceStartError::Sanctions)?;
-        let (orders, order_receiver) = mpsc::channel(ORDERS_MAX);
-        let (settled, settled_receiver) = mpsc::unbounded_channel();
+        let (delivery, requests) = DeliveryHandle::new();
+        let (recorder, resolved) = mpsc::unbounded_channel();
         let membership =
-            MembershipWriter::new(bus.clone(), gateway.clone(), orders.clone(), tasks.clone());
+            MembershipWriter::new(bus.clone(), gateway.clone(), delivery.clone(), tasks.clone());
         let instance = Arc::new(GatewayInstance {
             config: Arc::clone(config),
             bus: bus.clone(),
@@ -108,16 +108,15 @@ impl InstanceTasks {
             rate_limits: Arc::clone(&inner.rate_limits),
             backpressure: Backpressure::default(),
             likes: LikeCounter::default(),
-            orders,
-            desk: Desk { settled, metrics: inner.metrics.clone() },
+            delivery,
             metrics: inner.metrics.clone(),
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
             registry: ConnectionRegistry::default(),
         });
-        let inputs = DeliveryInputs { outbox, notices, orders: order_receiver };
+        let inputs = DeliveryInputs { outbox, notices, requests, recorder };
         let queue_lost = spawn_delivery(inner, &instance, inputs, &tasks, &stop);
-        spawn_recording(&instance, settled_receiver, &tasks, &stop);
+        spawn_recorder(&instance, resolved, &tasks, &stop);
         commands::serve(&instance, &tasks, stop.clone()).await.map_err(listen)?;
         let lags = bus.lag_reports().await.map_err(|error| listen(error.into()))?;
         tasks.spawn(watch_sanctions(Arc::clone(&instance), stop.clone()));
@@ -194,7 +193,8 @@ impl InstanceTasks {
 struct DeliveryInputs {
     outbox: Outbox,
     notices: Notices,
-    orders: mpsc::Receiver<Order>,
+    requests: DeliveryRequests,
+    recorder: mpsc::UnboundedSender<RecorderRequest>,
 }
 
 /// Spawns the delivery task. The receiver fires when it has ended, which it does
@@ -202,25 +202,32 @@ struct DeliveryInputs {
 fn spawn_delivery(
     inner: &GatewayInner,
     instance: &Arc<GatewayInstance>,
-    DeliveryInputs { outbox, notices, orders }: DeliveryInputs,
+    DeliveryInputs { outbox, notices, requests, recorder }: DeliveryInputs,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> oneshot::Receiver<()> {
     let config = &instance.config;
     let acting = Arc::clone(instance);
-    let delivery = DeliveryTask::new(Dispatcher {
+    let membership = instance.membership.clone();
+    let delivery = DeliveryTask::new(DeliveryContext {
         bus: instance.bus.clone(),
         gateway: instance.gateway.clone(),
-        terms: Terms { ack_wait: config.ack_wait, sends_max: config.max_sends },
-        desk: instance.desk.clone(),
-        orders: instance.orders.clone(),
+        retry_policy: RetryPolicy { ack_wait: config.ack_wait, sends_max: config.max_sends },
+        metrics: instance.metrics.clone(),
+        delivery: instance.delivery.clone(),
+        recorder,
         tasks: tasks.clone(),
         may_act: Box::new(move || acting.may_act()),
+        mark_read: Box::new(move |app, user, msg_ids| {
+            // Not awaited: if it fails, the messages are sent again at a login.
+            let change = SessionChange::Read { user, msg_ids };
+            drop(membership.change_session(app, user, change));
+        }),
     });
     let (lost, queue_lost) = oneshot::channel();
     let (finish, stop) = (inner.finish.clone(), stop.clone());
     tasks.spawn(async move {
-        if let Err(error) = delivery.run(outbox, notices, orders, stop).await
+        if let Err(error) = delivery.run(outbox, notices, requests, stop).await
             && !finish.is_cancelled()
         {
             // The incarnation was declared gone, and its queue was taken over.
@@ -233,17 +240,21 @@ fn spawn_delivery(
 
 /// Spawns the task that records outcomes. The incarnation ends with it: without
 /// recorded outcomes nothing is acknowledged.
-fn spawn_recording(
+fn spawn_recorder(
     instance: &GatewayInstance,
-    settled: mpsc::UnboundedReceiver<Arc<Entry>>,
+    resolved: mpsc::UnboundedReceiver<RecorderRequest>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
-    let (bus, gateway) = (instance.bus.clone(), instance.gateway.clone());
-    let metrics = instance.metrics.clone();
-    let recording = outcomes::record_settled(bus, gateway, settled, metrics, stop.clone());
+    let recorder = Recorder {
+        bus: instance.bus.clone(),
+        gateway: instance.gateway.clone(),
+        delivery: instance.delivery.clone(),
+        metrics: instance.metrics.clone(),
+    };
     let stop = stop.clone();
     tasks.spawn(async move {
+        let recording = recorder.run(resolved, stop.clone());
         let _stop = stop.drop_guard();
         recording.await;
     });

@@ -7,13 +7,9 @@ use qiyu_schema::{
     ConnId, MsgId,
     event::{DisconnectReason, MemberChange, SessionChange},
 };
-use tokio::sync::oneshot;
 use tracing::warn;
 
-use crate::{
-    delivery::{Order, connection::Connection},
-    instance::GatewayInstance,
-};
+use crate::{delivery::connection::Connection, instance::GatewayInstance};
 
 /// How long a departure waits for the last message that delivery dealt with.
 const LAST_DELIVERED_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,9 +70,7 @@ impl GatewayInstance {
     /// Ends the delivery to a connection. Returns the last message of its room
     /// that was dealt with while it was a member, if delivery answers in time.
     async fn stop_delivery(&self, connection: ConnId) -> Option<MsgId> {
-        let (heard, answer) = oneshot::channel();
-        self.orders.send(Order::Leave { connection, heard }).await.ok()?; // the incarnation has ended
         // The departure must be appended soon: until then the user counts as a member.
-        tokio::time::timeout(LAST_DELIVERED_TIMEOUT, answer).await.ok()?.ok()?
+        self.delivery.leave(connection, LAST_DELIVERED_TIMEOUT).await
     }
 }

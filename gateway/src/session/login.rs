@@ -24,7 +24,7 @@ use super::{identity::ClientIdentity, resume};
 use crate::{
     close::CloseReason,
     config::MultiDevice,
-    delivery::{Order, connection::Connection, in_flight::Entry},
+    delivery::connection::Connection,
     frame::{Reply, Transport},
     instance::GatewayInstance,
 };
@@ -186,7 +186,7 @@ impl GatewayInstance {
         // A ban that was enforced before the registration did not find the connection.
         self.close_if_banned(&connection);
         // Before the append: from here on delivery holds the room's messages for it.
-        if self.orders.send(Order::Enter(Arc::clone(&connection))).await.is_err() {
+        if self.delivery.enter(&connection).await.is_err() {
             connection.close(CloseReason::EndedDuringLogin);
             return connection;
         }
@@ -254,9 +254,9 @@ impl GatewayInstance {
         let recovered = missed.as_ref().map(Option::is_some);
         let missed = missed.flatten().unwrap_or_default();
         connection.welcome(Reply::welcome(app, user, position, recovered), &missed);
-        missed.iter().for_each(Entry::seal);
-        if !missed.is_empty() {
-            self.orders.send(Order::Clock(missed)).await.ok(); // the incarnation has ended
+        if let Some((room, _)) = entered {
+            // Before the socket is read: an acknowledgement may be for one of these.
+            self.delivery.resume(connection.id, room, missed).await;
         }
     }
 

@@ -17,11 +17,11 @@ use qiyu_schema::{
     event::{Event, MemberChange, Record, SessionChange},
     subject::{self, RoomKind},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
-use crate::delivery::Order;
+use crate::delivery::DeliveryHandle;
 
 /// Changes in one append at most: about 40 bytes each, far below the limit of
 /// the log.
@@ -34,7 +34,7 @@ pub(crate) struct MembershipWriter(Arc<WriterInner>);
 struct WriterInner {
     bus: Bus,
     gateway: Incarnation,
-    delivery: mpsc::Sender<Order>,
+    delivery: DeliveryHandle,
     tasks: TaskTracker,
     partitions: Vec<Mutex<PartitionQueue>>,
 }
@@ -94,7 +94,7 @@ impl MembershipWriter {
     pub(crate) fn new(
         bus: Bus,
         gateway: Incarnation,
-        delivery: mpsc::Sender<Order>,
+        delivery: DeliveryHandle,
         tasks: TaskTracker,
     ) -> Self {
         let partitions = Partition::all().map(|_| Mutex::default()).collect();
@@ -171,8 +171,7 @@ impl MembershipWriter {
         let record = Record::at(qiyu_nats::now_ms(), event);
         let Some(position) = self.append(subject, &record, &key).await else { return };
         if let BatchKey::Room(app, room) = batch.key {
-            let order = Order::Moved { app, room, position, changes: members };
-            self.0.delivery.send(order).await.ok(); // the incarnation has ended
+            self.0.delivery.change_members(app, room, position, members).await;
         }
         for submitter in submitters {
             submitter.send(position).ok(); // the submitter no longer waits

@@ -1,4 +1,4 @@
-//! Coming back: exactly what was missed, or an explicit "not recovered".
+//! Resuming: exactly the missed messages, or an explicit "not recovered".
 
 use std::sync::{
     Arc,
@@ -17,32 +17,28 @@ use qiyu_schema::{
 use tracing::{debug, warn};
 
 use crate::{
-    delivery::connection::Connection,
-    delivery::in_flight::{Entry, Source},
-    delivery::room_filters,
+    delivery::{MissedMessage, connection::Connection, room_filters},
     frame::EncodedMessage,
     instance::GatewayInstance,
 };
 
-/// Messages a resume brings at most. Whoever missed more reads the history.
+/// Messages that a resume brings at most. A client that missed more reads the history.
 const RESUME_MESSAGES_MAX: usize = 500;
 /// Messages of the user's own that are passed over at most. They are not sent,
-/// but they are read, and nobody should wait for a day of them.
+/// but they are read, and no login should wait for a day of them.
 const OWN_MESSAGES_MAX: usize = 10_000;
 /// How far back a resume reaches.
 const RESUME_AGE_MAX_MS: u64 = 24 * 3600 * 1000;
 
-/// The messages of `room` in (after, position], less the user's own, ready to
-/// be sent. `None`: not to be had without a gap.
-///
-/// Each entry expects `connection` and is not sealed.
+/// Returns the messages of `room` in (after, position], without those that the
+/// user sent. `None`: they cannot be had without a gap.
 pub(crate) async fn missed(
     instance: &GatewayInstance,
-    connection: &Arc<Connection>,
+    connection: &Connection,
     room: RoomId,
     after: MsgId,
     position: MsgId,
-) -> Option<Vec<Arc<Entry>>> {
+) -> Option<Vec<MissedMessage>> {
     if position < after {
         debug!(%room, %after, %position, "the log has lost its tail: not recovered");
         return None;
@@ -54,21 +50,20 @@ pub(crate) async fn missed(
             return None;
         }
     };
-    let mut missed = Vec::with_capacity(found.len());
-    for entry in found {
-        let msg_id = entry.msg_id();
-        let Ok(record) = entry.record() else { continue }; // fan-out has set it aside, too
-        let Event::RoomMessageSent { app, biz_code, data, .. } = record.event else { continue };
-        let message = EncodedMessage::new(app, biz_code, &data, Some(msg_id));
-        let (message, source, desk) = (Arc::new(message), Source::Resume, instance.desk.clone());
-        let entry = Entry::open(app, Some(room), msg_id, message, source, None, desk);
-        entry.expect(connection);
-        missed.push(entry);
-    }
-    Some(missed)
+    Some(found.iter().filter_map(encode).collect())
 }
 
-/// `Ok(None)`: too far back, or too much.
+/// Encodes a message. `None`: it cannot be decoded, and fan-out dead-lettered it.
+fn encode(entry: &LogEntry) -> Option<MissedMessage> {
+    let msg_id = entry.msg_id();
+    let Event::RoomMessageSent { app, biz_code, data, .. } = entry.record().ok()?.event else {
+        return None;
+    };
+    let message = Arc::new(EncodedMessage::new(app, biz_code, &data, Some(msg_id)));
+    Some(MissedMessage { msg_id, message })
+}
+
+/// Reads the missed messages. `Ok(None)`: they are too old, or too many.
 async fn read(
     instance: &GatewayInstance,
     connection: &Connection,
@@ -86,17 +81,17 @@ async fn read(
             return false;
         }
         let record = entry.record();
-        let mine = matches!(&record, Ok(Record { event: Event::RoomMessageSent { sender, .. }, .. })
+        let is_own = matches!(&record, Ok(Record { event: Event::RoomMessageSent { sender, .. }, .. })
             if sender.user == Some(connection.identity.user));
-        !mine || OWN_MESSAGES_MAX <= own.fetch_add(1, Ordering::Relaxed)
+        !is_own || own.fetch_add(1, Ordering::Relaxed) >= OWN_MESSAGES_MAX
     };
     let max = RESUME_MESSAGES_MAX;
     let range = instance.bus.read_range(filters, from, position, max, is_missed).await?;
     Ok(range.complete.then_some(range.entries))
 }
 
-/// Behind which entry of the log to read, so that nothing after the cursor can
-/// be missing. `Ok(None)`: nobody could tell, or it is too long ago.
+/// Returns the sequence after which to read, so that nothing after the cursor can
+/// be missing. `Ok(None)`: that cannot be told, or it is too long ago.
 async fn start(
     instance: &GatewayInstance,
     connection: &Connection,
@@ -107,9 +102,9 @@ async fn start(
         let written_ms = entry.record().map_or(0, |record| record.at_ms);
         qiyu_nats::now_ms().saturating_sub(written_ms) <= RESUME_AGE_MAX_MS
     };
-    // What stands at the cursor must still be there: otherwise what followed
-    // it may be gone as well, and nobody could tell.
-    if 0 < cursor
+    // The entry at the cursor must still be there: otherwise entries after it may
+    // be gone as well, and nothing would show it.
+    if cursor > 0
         && let Some(entry) = instance.bus.read_one(MsgId::at(cursor)).await?
         && recent(&entry)
     {

@@ -8,10 +8,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf, BytesMut};
-use qiyu_schema::{
-    MsgId,
-    event::{DisconnectReason, SessionChange},
-};
+use qiyu_schema::{MsgId, event::DisconnectReason};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::Instant};
 use tracing::debug;
 
@@ -48,6 +45,8 @@ pub(crate) struct Socket {
     /// When the measured messages in `out` were accepted, ms since 1970.
     accepted_ms: Vec<u64>,
     sends: SendQueue,
+    /// Acknowledgements that were read and not passed on yet.
+    acks: Vec<MsgId>,
     last_input: Instant,
     /// Since when the peer has taken no byte.
     stalled_since: Option<Instant>,
@@ -76,6 +75,7 @@ impl Socket {
             out: BytesMut::new(),
             accepted_ms: Vec::new(),
             sends,
+            acks: Vec::new(),
             last_input: Instant::now(),
             stalled_since: None,
             close_deadline: None,
@@ -87,7 +87,7 @@ impl Socket {
     /// Runs until the connection has ended, then appends its departure.
     pub(crate) async fn run(mut self) {
         // Input that followed the login is in a buffer, not in the socket.
-        let mut ended = self.read().err();
+        let mut ended = self.read().await.err();
         while ended.is_none() {
             ended = self.turn().await.err();
         }
@@ -124,7 +124,7 @@ impl Socket {
             }
             ready = self.stream.readable(), if reading => {
                 ready.map_err(|_| DisconnectReason::Disconnect)?;
-                self.read()?;
+                self.read().await?;
             }
             () = tokio::time::sleep_until(deadline) => self.check_deadlines()?,
             // Nothing else is ready, so the next wakeup is served again.
@@ -221,11 +221,22 @@ impl Socket {
 
     // === input ===
 
+    /// Reads the frames that have arrived, and passes on their acknowledgements:
+    /// what was read counts, also if the connection ends with it.
+    async fn read(&mut self) -> Result<(), DisconnectReason> {
+        let read = self.read_frames();
+        self.instance.delivery.acknowledge(self.connection.id, &mut self.acks).await;
+        read
+    }
+
     /// Reads the frames that have arrived, without waiting for more.
-    fn read(&mut self) -> Result<(), DisconnectReason> {
+    fn read_frames(&mut self) -> Result<(), DisconnectReason> {
         for _ in 0..FRAMES_PER_TURN_MAX {
             if self.sends.is_full() {
                 return Ok(()); // `turn` reads on when there is room
+            }
+            if self.acks.len() >= ACKS_PER_FRAME_MAX {
+                break; // they are passed on before more are read
             }
             let body_bytes_max = self.instance.config.max_frame;
             let (closing, out_bytes) = (self.close_deadline.is_some(), self.out.len());
@@ -274,9 +285,7 @@ impl Socket {
             }
             Ok(code::ACK) => {
                 let text = text(frame.body).unwrap_or_default();
-                for msg_id in AckBody::read(&text).into_iter().take(ACKS_PER_FRAME_MAX) {
-                    self.acknowledge(msg_id);
-                }
+                self.acks.extend(AckBody::read(&text).into_iter().take(ACKS_PER_FRAME_MAX));
             }
             Ok(code::BUSINESS) => self.sends.push(text(frame.body)),
             Ok(code::LOGOUT) => self.sends.push_logout(),
@@ -285,17 +294,6 @@ impl Socket {
                 self.connection.reply(code::RECEIPT, reply);
                 self.connection.close(CloseReason::UnknownCode);
             }
-        }
-    }
-
-    fn acknowledge(&self, msg_id: MsgId) {
-        let Some(entry) = self.connection.acknowledge(msg_id) else { return };
-        if entry.room.is_none() {
-            // A direct message is read when one connection of its user has read it.
-            // The append is not awaited: if it fails, the message is sent again at a login.
-            let identity = &self.connection.identity;
-            let change = SessionChange::Read { user: identity.user, msg_ids: vec![msg_id] };
-            drop(self.instance.membership.change_session(identity.app, identity.user, change));
         }
     }
 }
